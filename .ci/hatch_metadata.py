@@ -1,0 +1,21 @@
+"""Adds the three bundled rules to the dependencies of the core.
+
+Built from a checkout, where the folder plugins/ is at hand, they are taken from there; a release (SNN_RULES_RELEASE=1)
+and a source distribution name them, and pip finds them on the index.
+"""
+
+import os
+from pathlib import Path
+
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+DEPENDENCIES = ["matplotlib", "pluggy>=1.5", "rich", "scikit-learn", "spikingjelly>=2.0", "torch", "torchvision", "typer>=0.12"]
+RULES = ["stdbp", "strsbp", "tssl"]
+
+
+class Dependencies(MetadataHookInterface):
+    def update(self, metadata: dict) -> None:
+        plugins = Path(self.root, "plugins")
+        beside = plugins.is_dir() and not os.environ.get("SNN_RULES_RELEASE")
+        rules = [f"snn-rules-{rule}" + (f" @ {(plugins / rule).as_uri()}" if beside else "") for rule in RULES]
+        metadata["dependencies"] = DEPENDENCIES + rules

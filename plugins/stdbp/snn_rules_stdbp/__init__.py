@@ -1,0 +1,1 @@
+"""The learning rule STDBP, a plugin of snn_rules."""

@@ -1,0 +1,190 @@
+"""STDBP's layers of exact spike times: a synapse and its neurons in one, fed by times and giving times.
+
+Times are `[..., in]`, or `[..., C, H, W]` for a convolution; a neuron that has not fired counts as firing at the end
+of the window. A bias is the weight of an input that fires at time 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from snn_rules import RuleError, RuleNode
+from snn_rules.neuron import warn_zero_gradient
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .rule import STDBP
+
+
+def first_spikes(rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`times[B, in]`, `weight[out, in]` -> the first crossing of each neuron `[B, out]`, and its slope S (0 if silent)."""
+    end = times.clamp(max=rule.window)
+    ordered, index = end.sort(dim=1)
+    live = int((ordered < rule.window).sum(1).max()) if ordered.numel() else 0
+    rows, zero = weight.t().contiguous(), times.new_zeros(len(times), len(weight))
+    m = SimpleNamespace(v=zero, slope=zero, fired=zero, s_slope=zero, now=times.new_zeros(len(times), 1), time=zero + rule.window)
+    for k in range(live):
+        m = SimpleNamespace(**rule.event(m, rows[index[:, k]], ordered[:, k, None] - m.now))
+    m = SimpleNamespace(**rule.event(m, zero, rule.window - m.now))
+    return m.time, m.s_slope
+
+
+class _FirstSpikes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, times: Tensor, weight: Tensor, rule: STDBP, notify: Any) -> Tensor:
+        out, slope = first_spikes(rule, times, weight)
+        ctx.save_for_backward(times, weight, out, slope)
+        ctx.window, ctx.notify = rule.window, notify
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        times, weight, out, slope = ctx.saved_tensors
+        pull = torch.where(slope > 0, grads[0] / slope, 0.0)  # dL/dt_j / S_j, Eq. 10
+        ordered, index = times.sort(dim=1)
+        d_ordered, d_rows, rows = torch.zeros_like(times), torch.zeros_like(weight.t()), weight.t().contiguous()
+        for k in range(int((ordered < ctx.window).sum(1).max()) if ordered.numel() else 0):
+            t = ordered[:, k, None]
+            causal = torch.where(t < out, pull, 0.0)
+            d_ordered[:, k] = (causal * rows[index[:, k]]).sum(1)  # Eq. 15
+            d_rows.index_add_(0, index[:, k], causal * (t - out))  # Eq. 14
+        ctx.notify(d_rows)
+        return torch.zeros_like(times).scatter_(1, index, d_ordered), d_rows.t(), None, None
+
+
+class _Fused:
+    """What the fused layers share: the rule, the path, and the way back."""
+
+    rule: STDBP
+    path: str
+    stock: type[nn.Module]
+
+    def times(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x[B, in]` -> `[B, out]`."""
+        if bias is not None:
+            x, weight = F.pad(x, (0, 1)), torch.cat([weight, bias[:, None]], 1)
+        return _FirstSpikes.apply(x, weight, self.rule, self.first_gradient)
+
+    def check(self, x: Tensor) -> None:
+        if bool(torch.isnan(x).any()):
+            raise RuleError(f"layer {self.path!r} (stdbp): the input holds nan; pass the spike times of rule.encode(x, T)")
+
+    def first_gradient(self, gradient: Tensor) -> None:
+        if "looked" not in vars(self):
+            vars(self)["looked"] = True
+            if not bool(gradient.any()):
+                warn_zero_gradient(f"layer {self.path!r} (stdbp)", "stdbp")
+
+    def unfuse(self) -> None:
+        """Back to the layer that it was."""
+        for name in ("rule", "path", "looked"):
+            vars(self).pop(name, None)
+        self.__class__ = vars(self).pop("stock")
+
+
+class FirstSpikeLinear(_Fused, nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        if x.shape[-1] != self.in_features:
+            raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_features}]")
+        out = self.times(x.reshape(-1, self.in_features), self.weight, self.bias)
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+class FirstSpikeConv2d(_Fused, nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        if x.dim() < 3 or x.shape[-3] != self.in_channels:
+            raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_channels}, H, W]")
+        images = x.reshape(-1, *x.shape[-3:])
+        (top, left), window = self.padding, self.rule.window  # padding is silent
+        padded = F.pad(images, (left, left, top, top), value=window)
+        patches = F.unfold(padded, self.kernel_size, self.dilation, 0, self.stride)  # [N, in, L]
+        rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
+        out = self.times(rows, self.weight.flatten(1), self.bias).view(len(images), -1, self.out_channels).transpose(1, 2)
+        height = (padded.shape[-2] - self.dilation[0] * (self.kernel_size[0] - 1) - 1) // self.stride[0] + 1
+        return out.reshape(*x.shape[:-3], self.out_channels, height, -1)
+
+
+class FirstSpikeMaxPool2d(_Fused, nn.MaxPool2d):
+    """The earliest spike of the window."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x.reshape(-1, *x.shape[-3:])
+        out = -F.max_pool2d(-images, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return out.view(*x.shape[:-3], *out.shape[1:])
+
+
+class FirstSpikeDropout(_Fused, nn.Dropout):
+    """A dropped neuron is silent, in all its copies over leading dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(torch.rand_like(x) < self.p, self.rule.window, x) if self.training else x
+
+
+class FusedNode(RuleNode):
+    """The place of a neuron that its synapse has taken over: times pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def unfuse(self) -> None:
+        self.__class__ = RuleNode
+
+
+def fuse(rule: STDBP, net: nn.Module, sites: Mapping[str, nn.Module]) -> None:
+    """Turn each Linear or Conv2d and the neuron after it into a layer of first spikes, in place; refuse the rest by path."""
+    leaves = [(path, module) for path, module in net.named_modules() if path in sites or not list(module.children())]
+    leaves = [(path, module) for path, module in leaves if not any(path.startswith(f"{site}.") for site in sites)]
+    plan: list[tuple[str, nn.Module, type[nn.Module]]] = []
+    pending: tuple[str, nn.Module] | None = None
+    for path, module in leaves:
+        if pending and path not in sites:
+            raise RuleError(_refusal(*pending, "has no neuron right after it; put one there"))
+        if path in sites:
+            if pending is None:
+                raise RuleError(_refusal(path, module, "has no Linear or Conv2d right before it; put one there"))
+            plan.append((path, module, FusedNode))
+            pending = None
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            _check_synapse(path, module)
+            plan.append((path, module, FirstSpikeLinear if isinstance(module, nn.Linear) else FirstSpikeConv2d))
+            pending = path, module
+        elif isinstance(module, nn.MaxPool2d):
+            plan.append((path, module, FirstSpikeMaxPool2d))
+        elif type(module).__name__ == "Dropout":
+            plan.append((path, module, FirstSpikeDropout))
+        elif not isinstance(module, (nn.Flatten, nn.Identity)):
+            raise RuleError(
+                _refusal(path, module, "has no meaning for spike times; use Linear, Conv2d, MaxPool2d, Flatten, Dropout, or mode='clock'")
+            )
+    if pending:
+        raise RuleError(_refusal(*pending, "has no neuron right after it; put one there"))
+    for path, module, fused in plan:
+        _become(rule, path, module, fused)
+
+
+def _become(rule: STDBP, path: str, module: nn.Module, fused: type[nn.Module]) -> None:
+    if fused is FusedNode:
+        from snn_rules.conversion import become_node, site_of
+
+        become_node(module, path, site_of(path, module), rule, 0.0)
+        module.__class__ = FusedNode
+        return
+    stock = vars(module).get("stock", type(module))
+    module.__class__ = fused
+    vars(module).update(rule=rule, path=path, stock=stock)
+
+
+def _check_synapse(path: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros"):
+        raise RuleError(_refusal(path, module, "has groups or a padding that mode='event' does not know; use groups=1 and a number of zeros"))
+
+
+def _refusal(path: str, module: nn.Module, why: str) -> str:
+    return f"convert: {path!r} ({type(module).__name__}) {why}"

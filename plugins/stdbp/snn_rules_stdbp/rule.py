@@ -1,0 +1,151 @@
+"""STDBP: M. Zhang et al., 2021. Equation numbers are the paper's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from snn_rules import Capabilities, LearningRule, RuleError, hookimpl, parameter, sweep
+from snn_rules.coding import first_spike_loss, first_spike_steps, latency, latency_times
+from snn_rules.ops import heaviside, maximum, where
+from snn_rules.rule import Training, Values
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class STDBP(LearningRule):
+    """At most one spike a neuron, and its time is the signal. The potential is linear in time between input spikes
+    (ReL-PSP, Eqs. 8 and 9), so the time of the crossing and its derivative are exact.
+
+    mode="clock": spikes on the grid of time steps, a drop-in neuron. V[t] = sum_(t'<t) x[t'] (t - t').
+    mode="event": exact times on the wire, `[1, N, *]`, no grid; `convert` fuses each layer with its neuron.
+
+    The paper gives no threshold, window, initialisation or optimiser, and plain initialisation does not learn; with
+    paper=True the options that learn (silent background, finite window, sharper loss) are off.
+    """
+
+    mode: str = parameter("clock", "", "spikes on a grid, or exact times", choices=("clock", "event"))
+    v_threshold: float = parameter(1.0, "", "firing threshold theta", low=1e-6)
+    t_max: float = parameter(4.0, "", "end of the window, with inputs in [0, 1]; a neuron silent until then counts as firing then", low=1.0)
+    floor: float = parameter(0.02, "", "samples up to it are silent", low=0.0, high=1.0)
+    sharpness: float = parameter(4.0, "1/time", "factor of the times in the softmax of Eq. 13", low=0.0)
+    mean: float = parameter(6.0, "theta/time", "of `initialize`: sum of a neuron's weights, on average")
+    spread: float = parameter(1.5, "theta/time", "of `initialize`: standard deviation of that sum", low=0.0)
+    paper: bool = parameter(False, "", "the paper alone: no silent background, an endless window, sharpness 1")
+
+    name: ClassVar[str] = "stdbp"
+    cite: ClassVar[str] = (
+        "M. Zhang et al. Rectified linear postsynaptic potential function for backpropagation in deep spiking neural networks. arXiv:2003.11837, 2021."
+    )
+    equations: ClassVar[str] = "Eqs. 8, 9, 12 (forward), 13 (loss), 10, 14, 15 (backward)"
+    aliases: ClassVar[Mapping[str, str]] = {"theta": "v_threshold", "threshold": "v_threshold"}
+    state: ClassVar[Mapping[str, float]] = {"v": 0.0, "slope": 0.0, "fired": 0.0, "s_slope": 1.0, "s_over": 0.0}
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        if self.mode == "event":
+            return Capabilities(exact=True, signal="times", pooling="max", resets=("zero", "subtract"))
+        return Capabilities(pooling="max", resets=("zero", "subtract"))
+
+    @property
+    def training(self) -> Training:  # type: ignore[override]
+        return Training(T=1 if self.mode == "event" else 32, lr=1e-3, batch_size=128)
+
+    @property
+    def window(self) -> float:
+        """The time at which a silent neuron counts as firing."""
+        return 100.0 if self.paper else self.t_max
+
+    # ---- mode="clock" ------------------------------------------------------------------------------------------
+
+    def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+        v = m.v + m.slope  # V[t], Eqs. 8 and 9: slope holds the inputs before t
+        s = heaviside(v - self.v_threshold) * (1.0 - m.fired)
+        state = {
+            "v": v,
+            "slope": m.slope + x,
+            "fired": maximum(m.fired, s),
+            "s_slope": where(s > 0.0, m.slope, m.s_slope),  # S_j and how far V overshot at the step of the spike:
+            "s_over": where(s > 0.0, v - self.v_threshold, m.s_over),  # the crossing lies s_over / s_slope before it
+        }
+        return s, state, {}
+
+    @sweep(reverse=True, later=0.0, pull=0.0, ago=0.0)
+    def backward(self, c: Any, m: Any) -> tuple[Values, Values]:
+        dx = c.pull * (c.ago - 1.0)  # dL/dt_j (t' - t_j) / S_j for t' < t_j, Eq. 14; W makes Eq. 15 of it
+        moved = c.later - m.g  # dL/dt_j: the spike one step later
+        pull = where(m.s > 0.0, moved / m.s_slope, c.pull)  # dL/dt_j / S_j, Eq. 10
+        ago = where(m.s > 0.0, m.s_over / m.s_slope, c.ago - 1.0)  # t' - t_j
+        return {"dx": dx}, {"later": m.g, "pull": pull, "ago": ago}
+
+    # ---- mode="event" ------------------------------------------------------------------------------------------
+
+    def event(self, m: Any, w: Any, dt: Any) -> Values:
+        """One input spike at one neuron, `dt` after the one before: cross the threshold on the way (Eq. 12), then add `w`.
+
+        The slope S is the sum of the weights that have arrived: sums run over the causal set only.
+        """
+        v = m.v + m.slope * dt
+        s = heaviside(v - self.v_threshold) * (1.0 - m.fired)
+        return {
+            "v": v,
+            "slope": m.slope + w,
+            "now": m.now + dt,
+            "fired": maximum(m.fired, s),
+            "time": where(s > 0.0, m.now + (self.v_threshold - m.v) / m.slope, m.time),
+            "s_slope": where(s > 0.0, m.slope, m.s_slope),
+        }
+
+    def fuse(self, net: nn.Module, sites: Mapping[str, nn.Module]) -> bool:
+        if self.mode == "clock":
+            return False
+        from .event import fuse
+
+        fuse(self, net, sites)
+        return True
+
+    # ---- in a network ------------------------------------------------------------------------------------------
+
+    def initialize(self, net: nn.Module) -> nn.Module:
+        """Weights whose sum is positive: normal, with mean `mean`/fan_in and standard deviation `spread`/sqrt(fan_in)."""
+        for module in net.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                fan_in = module.weight[0].numel()
+                nn.init.normal_(module.weight, self.v_threshold * self.mean / fan_in, self.v_threshold * self.spread / fan_in**0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        return net
+
+    def encode(self, x: Tensor, T: int) -> Tensor:
+        """The brighter, the earlier (Fig. 4): the time 1 - x, `[1, N, *]`; on the grid one spike in the first T / t_max steps."""
+        floor = -1.0 if self.paper else self.floor
+        if self.mode == "event":
+            return latency_times(x, self.window, floor)
+        if not isinstance(T, int) or T < 1:
+            raise RuleError(f"encode: T={T!r} should be a whole number of time steps, at least 1")
+        first = max(1, round(T / self.t_max))
+        return torch.cat([latency(x, first, floor), x.new_zeros(T - first, *x.shape)])
+
+    def times(self, out: Tensor) -> Tensor:
+        """The network's output as spike times `[N, C]`, in units of the input's window."""
+        if self.mode == "event":
+            return out.reshape(-1, *out.shape[-2:])[0] if out.dim() > 2 else out
+        return first_spike_steps(out) * (self.t_max / out.shape[0])
+
+    def loss(self, out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross entropy of the softmax over negative first-spike times, Eq. 13.
+
+        `[N, C]` in mode="clock" has no times left (the model has averaged them): there the largest value wins.
+        """
+        if self.mode == "clock" and out.dim() == 2:
+            return first_spike_loss(-out, target, reduction)
+        return first_spike_loss((1.0 if self.paper else self.sharpness) * self.times(out), target, reduction)
+
+    def predict(self, out: Tensor) -> Tensor:
+        """The class that fires first."""
+        return out.argmax(-1) if self.mode == "clock" and out.dim() == 2 else self.times(out).argmin(-1)
+
+
+@hookimpl
+def learning_rule() -> type[LearningRule]:
+    return STDBP

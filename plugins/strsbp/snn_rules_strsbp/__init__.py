@@ -1,0 +1,1 @@
+"""The learning rule ST-RSBP, a plugin of snn_rules."""

@@ -1,0 +1,1 @@
+"""The learning rule TSSL-BP, a plugin of snn_rules."""

@@ -1,0 +1,65 @@
+"""Learning rules for spiking neural networks, as plugins of SpikingJelly.
+
+The public names resolve on first use (PEP 562), so that `import snn_rules` does not pay for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "API": "hookspecs",
+    "Capabilities": "rule",
+    "LearningRule": "rule",
+    "RecurrentNode": "recurrent",
+    "RuleError": "rule",
+    "RuleInfo": "registry",
+    "RuleNode": "neuron",
+    "build": "conversion",
+    "citation": "conversion",
+    "convert": "conversion",
+    "get_rule": "registry",
+    "hookimpl": "hookspecs",
+    "parameter": "rule",
+    "register": "registry",
+    "rules": "registry",
+    "sweep": "rule",
+}
+
+__all__ = [
+    "API",
+    "Capabilities",
+    "LearningRule",
+    "RecurrentNode",
+    "RuleError",
+    "RuleInfo",
+    "RuleNode",
+    "build",
+    "citation",
+    "convert",
+    "get_rule",
+    "hookimpl",
+    "parameter",
+    "register",
+    "rules",
+    "sweep",
+]
+
+if TYPE_CHECKING:
+    from .conversion import build, citation, convert
+    from .hookspecs import API, hookimpl
+    from .neuron import RuleNode
+    from .recurrent import RecurrentNode
+    from .registry import RuleInfo, get_rule, register, rules
+    from .rule import Capabilities, LearningRule, RuleError, parameter, sweep
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,121 @@
+"""Encoders (samples to spike trains), readouts (spike trains to numbers) and losses, in plain differentiable torch.
+
+Spike trains are `[T, N, *]`, samples `[N, *]` with values in [0, 1], targets class indices `[N]`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rule import RuleError
+
+# ---- encoders ------------------------------------------------------------------------------------------------------
+
+
+def static(x: Tensor, T: int) -> Tensor:
+    """`x` repeated at each of `T` steps: `[T, N, *]`, a view."""
+    _check_steps(T)
+    return x.unsqueeze(0).expand(T, *x.shape)
+
+
+def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    """A spike at each step with probability `rate * x`."""
+    _check_steps(T)
+    chance = torch.rand((T, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
+    return (chance < rate * x).to(x.dtype)
+
+
+def latency(x: Tensor, T: int, floor: float = 0.02) -> Tensor:
+    """One spike, the earlier the larger `x`: at the step round((1 - x)(T - 1)); silent where `x <= floor`."""
+    _check_steps(T)
+    step = ((1 - x) * (T - 1)).round().long().clamp(0, T - 1)
+    spikes = torch.zeros((T, *x.shape), dtype=x.dtype, device=x.device)
+    return spikes.scatter_(0, step.unsqueeze(0), (x > floor).to(x.dtype).unsqueeze(0))
+
+
+def latency_times(x: Tensor, silent: float, floor: float = 0.02) -> Tensor:
+    """The exact time 1 - x of one spike, `[1, N, *]`; `silent` where `x <= floor`."""
+    return torch.where(x > floor, 1 - x, torch.full_like(x, silent)).unsqueeze(0)
+
+
+# ---- readouts ------------------------------------------------------------------------------------------------------
+
+
+def counts(out: Tensor) -> Tensor:
+    """Spikes of each neuron: `[T, N, C]` -> `[N, C]`; `[N, C]` passes."""
+    return out.sum(0) if out.dim() > 2 else out
+
+
+def psc(spikes: Tensor, tau_s: float) -> Tensor:
+    """Post-synaptic current: the train filtered by eps[k] = (1 - 1/tau_s)^k / tau_s (TSSL-BP, Eqs. 2 and 3)."""
+    a = torch.zeros_like(spikes[0])
+    trace = []
+    for s in spikes.unbind(0):
+        a = (1 - 1 / tau_s) * a + s / tau_s
+        trace.append(a)
+    return torch.stack(trace)
+
+
+def first_spike_steps(spikes: Tensor) -> Tensor:
+    """The step of a neuron's one spike, `T` where it is silent: `[T, N, C]` -> `[N, C]`.
+
+    Written so that its derivative by `spikes[t]`, differenced over time, is the derivative by the spike's time.
+    """
+    T = spikes.shape[0]
+    early = torch.arange(-T, 0, dtype=spikes.dtype, device=spikes.device)
+    return T + torch.tensordot(early, spikes, dims=([0], [0]))
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+def step_loss(out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """1/2 sum over time and classes of (out - one-hot)^2."""
+    wanted = _one_hot(out, target)
+    return _reduce(0.5 * (out - wanted).square(), out, reduction)
+
+
+def count_loss(out: Tensor, target: Tensor, desired: float, undesired: float, margin: float = 0.0, reduction: str = "mean") -> Tensor:
+    """1/2 |o - y|^2 over the spike counts o (ST-RSBP, Eq. 3): y is `desired` for the class and `undesired` for the others.
+
+    With a `margin`, an error smaller than it costs nothing.
+    """
+    hot = _one_hot(counts(out), target)
+    error = counts(out) - (undesired + (desired - undesired) * hot)
+    return _reduce(0.5 * torch.relu(error.abs() - margin).square(), counts(out), reduction)
+
+
+def van_rossum_loss(out: Tensor, target: Tensor, train: Tensor, tau_s: float, reduction: str = "mean") -> Tensor:
+    """1/2 sum_t (eps*d - eps*s)^2 (TSSL-BP, Eq. 7): `train[T]` is wanted of the class, silence of the others."""
+    wanted = _one_hot(out, target)
+    if out.dim() == 2:  # averaged over time by the model: compare with the average of the wanted train
+        return _reduce(0.5 * (out - train.mean() * wanted).square(), out, reduction)
+    wanted_psc = psc(train, tau_s).view(-1, 1, 1) * wanted
+    return _reduce(0.5 * (psc(out, tau_s) - wanted_psc).square(), out, reduction)
+
+
+def first_spike_loss(times: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross entropy of the softmax over negative spike times `[N, C]` (STDBP, Eq. 13): the class should fire first."""
+    return F.cross_entropy(-times, target, reduction=reduction)
+
+
+def _one_hot(out: Tensor, target: Tensor) -> Tensor:
+    classes = out.shape[-1]
+    if out.dim() not in (2, 3) or target.shape != (out.shape[-2],):
+        raise RuleError(
+            f"loss: the output has shape {list(out.shape)} and the target {list(target.shape)}; pass [T, N, C] or [N, C] and class indices [N]"
+        )
+    return F.one_hot(target, classes).to(out.dtype)
+
+
+def _reduce(cost: Tensor, out: Tensor, reduction: str) -> Tensor:
+    if reduction not in ("mean", "sum"):
+        raise RuleError(f"loss: reduction={reduction!r} should be 'mean' (over the batch) or 'sum'")
+    return cost.sum() / out.shape[-2] if reduction == "mean" else cost.sum()
+
+
+def _check_steps(T: int) -> None:
+    if not isinstance(T, int) or T < 1:
+        raise RuleError(f"encode: T={T!r} should be a whole number of time steps, at least 1")

@@ -1,0 +1,172 @@
+"""`convert` swaps the rule of a network that exists; `build` makes one of SpikingJelly's models under a rule.
+
+A neuron keeps its object and changes what it is (its class and its own attributes): parameters, hooks, monitors,
+optimisers and SpikingJelly's cached list of modules to reset all stay right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from spikingjelly.activation_based import base, functional, layer, model, neuron
+from torch import nn
+
+from .neuron import RuleNode
+from .recurrent import RuleRecurrentContainer, check_recurrent
+from .registry import get_rule
+from .rule import LearningRule, RuleError
+
+_NEURONS = "spikingjelly.activation_based.neuron"
+_MODULE_ATTRIBUTES = set(vars(nn.Module()))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A neuron's place in a network, and the constants that SpikingJelly gave it there."""
+
+    path: str
+    kind: str  # the name of SpikingJelly's class
+    tau_m: float
+    v_threshold: float
+    v_reset: float | None
+    decay_input: bool
+
+    def options(self) -> dict[str, Any]:
+        """The constants as options of a rule; the potential is measured from `v_reset`."""
+        return {
+            "tau_m": self.tau_m,
+            "v_threshold": self.v_threshold - (self.v_reset or 0.0),
+            "reset": "subtract" if self.v_reset is None else "zero",
+            "decay_input": self.decay_input,
+        }
+
+
+def build(
+    factory: str | Callable[..., nn.Module], *args: Any, rule: str | LearningRule, rule_options: Mapping[str, Any] | None = None, **kwargs: Any
+) -> nn.Module:
+    """A SpikingJelly model whose neurons learn by `rule`, in step mode 'm' (unless `step_mode` is passed).
+
+    `factory` is one of SpikingJelly's model factories, or its name ("spiking_resnet18"); `args` and `kwargs` are its
+    own. Where it takes a `spiking_neuron` and none is given, that is `LIFNode` with `decay_input=False`.
+    """
+    make = _factory(factory) if isinstance(factory, str) else factory
+    if "spiking_neuron" in inspect.signature(make).parameters and "spiking_neuron" not in kwargs:
+        kwargs = {"decay_input": False, **kwargs, "spiking_neuron": neuron.LIFNode}
+    net = convert(make(*args, **kwargs), rule, **(rule_options or {}))
+    functional.set_step_mode(net, kwargs.get("step_mode", "m"))
+    return net
+
+
+def convert(net: nn.Module, rule: str | LearningRule, **options: Any) -> nn.Module:
+    """Swap the rule of every spiking neuron of `net`, in place; returns `net`.
+
+    The constants that each neuron has in the network are kept (`tau` becomes `tau_m`, thresholds and resets stay);
+    `options` win over them. Parameters, their identity and the keys of `state_dict` are untouched. What the rule
+    cannot serve is refused by its path, before anything has changed.
+    """
+    base_rule = get_rule(rule)
+    given = frozenset(base_rule.resolve(options))
+    wanted = base_rule.replace(**options)
+    if isinstance(rule, LearningRule):
+        given |= {f.name for f in fields(rule) if getattr(rule, f.name) != f.default}
+    sites = {path: module for path, module in net.named_modules() if isinstance(module, RuleNode) or _is_neuron(module)}
+    if not sites:
+        raise RuleError(f"convert: {type(net).__name__} holds no spiking neuron")
+    unfused = [module for module in net.modules() if hasattr(module, "unfuse")]
+    if wanted.fuse(net, sites):
+        return net
+    containers = _containers(net, wanted)
+    configured = {path: _configured(path, module, wanted, given) for path, module in sites.items()}
+    for module in unfused:
+        module.unfuse()
+    for path, module in sites.items():
+        become_node(module, path, *configured[path])
+    for container in containers:
+        container.__class__ = RuleRecurrentContainer
+    return net
+
+
+def citation(net: nn.Module) -> str:
+    """The papers behind the rules of `net`, one a line."""
+    papers = {module.rule.name: module.rule.cite for module in net.modules() if isinstance(module, RuleNode)}
+    return "\n".join(f"{name}: {cite}" for name, cite in sorted(papers.items()))
+
+
+def site_of(path: str, module: nn.Module) -> Site | None:
+    """What `convert` goes by; None for a neuron that was made as a `RuleNode` and has no constants of SpikingJelly's."""
+    if isinstance(module, RuleNode):
+        return module.site  # type: ignore[no-any-return]
+    kind = type(module)
+    if kind is neuron.IFNode:
+        tau, decay_input = math.inf, False
+    elif kind is neuron.LIFNode:
+        tau, decay_input = float(module.tau), module.decay_input
+    elif kind is neuron.ParametricLIFNode:
+        tau, decay_input = 1.0 / float(module.w.detach().sigmoid()), module.decay_input
+    else:
+        raise RuleError(f"convert: {path!r} is a {kind.__name__}, which no rule can stand in for; use LIFNode, IFNode or ParametricLIFNode there")
+    return Site(path, kind.__name__, tau, module.v_threshold, module.v_reset, decay_input)
+
+
+def _is_neuron(module: nn.Module) -> bool:
+    return isinstance(module, (neuron.BaseNode, neuron.SimpleBaseNode)) or (
+        isinstance(module, base.MemoryModule) and type(module).__module__.startswith(_NEURONS)
+    )
+
+
+def _configured(path: str, module: nn.Module, wanted: LearningRule, given: frozenset[str]) -> tuple[Site | None, LearningRule, float | None]:
+    site = site_of(path, module)
+    if site is None:
+        return None, wanted, None if getattr(wanted, "reset", "zero") == "subtract" else 0.0
+    reset = "subtract" if site.v_reset is None else "zero"
+    if reset not in wanted.capabilities.resets and "reset" not in given:
+        raise RuleError(
+            f"convert: {path!r} has v_reset=None (reset by subtraction), which rule {wanted.name!r} does not know; build it with v_reset=0.0"
+        )
+    return site, wanted.adopt(site, given), site.v_reset
+
+
+def become_node(module: nn.Module, path: str, site: Site | None, rule: LearningRule, v_reset: float | None) -> None:
+    """Turn `module` into a `RuleNode`: nn.Module's own attributes (parameters, hooks) and the user's stay, the rest is new."""
+    step_mode, store_v_seq = module.step_mode, module.store_v_seq
+    stock = RuleNode("surrogate") if isinstance(module, RuleNode) else type(module)()
+    kept = {k: v for k, v in vars(module).items() if k in _MODULE_ATTRIBUTES or k not in vars(stock)}
+    kept["_modules"].pop("surrogate_function", None)
+    if not isinstance(module, RuleNode):
+        module.__class__ = RuleNode
+    vars(module).clear()
+    module._set_up(rule, v_reset, str(step_mode), bool(store_v_seq))  # type: ignore[operator]
+    vars(module).update(kept, path=path, site=site)
+
+
+def _containers(net: nn.Module, rule: LearningRule) -> list[nn.Module]:
+    found = []
+    for path, module in net.named_modules():
+        inner = getattr(module, "sub_module", None)
+        if isinstance(module, layer.LinearRecurrentContainer):
+            if not _is_neuron(inner):
+                raise RuleError(
+                    f"convert: {path!r} is a LinearRecurrentContainer around a {type(inner).__name__}; put the neuron alone into it and the rest before it"
+                )
+            check_recurrent(rule, f"convert: {path!r}")
+            found.append(module)
+        elif isinstance(module, layer.ElementWiseRecurrentContainer) and not rule.capabilities.single_step:
+            raise RuleError(
+                f"convert: {path!r} is an ElementWiseRecurrentContainer, which runs step by step, but {rule.name!r} learns from the "
+                f"whole spike train; use LinearRecurrentContainer or snn_rules.RecurrentNode"
+            )
+    return found
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
+    for info in pkgutil.iter_modules(model.__path__):
+        module = importlib.import_module(f"{model.__name__}.{info.name}")
+        if name in getattr(module, "__all__", ()) and callable(getattr(module, name)):
+            return getattr(module, name)  # type: ignore[no-any-return]
+    raise RuleError(f"build: SpikingJelly has no model factory {name!r}; pass one of {model.__name__}, by name or as an object")

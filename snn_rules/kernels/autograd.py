@@ -1,0 +1,97 @@
+"""Puts a rule's own backward pass where autograd looks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rule import LearningRule
+from . import executor
+from .eager import State, Tape
+
+
+@dataclass
+class Report:
+    """What the backward passes leave behind for the neuron that ran them."""
+
+    learned: bool = False  # a backward pass went through the train whose state the neuron holds
+    silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """One forward pass of a layer: what runs, and what it leaves beside its spikes."""
+
+    rule: LearningRule
+    state: State
+    report: Report
+    notify: Callable[[], None]  # called after each backward pass
+    record: str | None = None  # the state whose values are kept at each step
+    recorded: list[Tensor] = field(default_factory=list)
+
+    def forward(self, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tape]:
+        spikes, self.state, tape, self.recorded = executor(self.rule, x).forward(self.rule, x, self.state, weight, self.record)
+        return spikes, tape
+
+    def learned(self, dx: Tensor, neurons: State) -> None:
+        report, values = self.report, SimpleNamespace(T=dx.shape[0], **neurons)
+        report.learned = True
+        report.diagnostics = {name: read(values) for name, read in self.rule.diagnostics.items()}
+        if report.silent is None and dx.numel():
+            report.silent = not bool(dx.any())
+        self.notify()
+
+
+def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | None = None) -> Tensor:
+    """Spikes for `x[T, N, *]`; the layer is recurrent with `weight`, see `Eager.forward`.
+
+    `x_weights` has the values of `x`; the gradient it receives is the one meant for the weights that made `x`.
+    Afterwards `job.state` is the state after the last step, detached.
+    """
+    wanted = [t for t in (x, weight, x_weights) if t is not None and t.requires_grad]
+    if not (wanted and torch.is_grad_enabled()):
+        with torch.no_grad():
+            return job.forward(x, weight)[0]
+    if job.rule.sweeps:
+        spikes: Tensor = _Learn.apply(x, weight, x_weights, job)
+        return spikes
+    spikes, _ = job.forward(x, weight)  # the adjoint is derived: autograd walks back through the steps
+    job.state = {name: value.detach() for name, value in job.state.items()}
+    job.recorded = [value.detach() for value in job.recorded]
+
+    def after(_: Tensor) -> None:
+        job.report.learned = True
+
+    spikes.register_hook(after)
+    return spikes
+
+
+class _Learn(torch.autograd.Function):
+    """A layer of neurons: forward by the rule's steps, backward by its sweeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, x_weights: Tensor | None, job: Job) -> Tensor:
+        spikes, tape = job.forward(x, weight)
+        tensors, ctx.names = tape.flatten()
+        ctx.save_for_backward(weight, *tensors)
+        ctx.job = job
+        return spikes
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        job, (weight, *tensors) = ctx.job, ctx.saved_tensors
+        tape, run_by = Tape.unflatten(tensors, ctx.names), executor(job.rule, grads[0])
+        d_weight = dx_weights = None
+        if weight is None:
+            dx, neurons = run_by.backward(job.rule, tape, grads[0])
+        else:
+            dx, dx_weights, d_weight, neurons = run_by.recurrent_backward(job.rule, tape, grads[0], weight)
+        job.learned(dx, neurons)
+        return dx, d_weight, dx_weights if ctx.needs_input_grad[2] else None, None

@@ -1,0 +1,137 @@
+"""Runs a rule on torch tensors, one operation at a time: the reference that every other executor must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..rule import LearningRule, Sweep, Values
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Tape:
+    """What the backward pass needs: values of each step (lists over time) and values of each neuron."""
+
+    steps: dict[str, list[Tensor]] = field(default_factory=dict)
+    neurons: State = field(default_factory=dict)
+
+    def flatten(self) -> tuple[list[Tensor], list[tuple[str, int]]]:
+        """The tensors, and what it takes to put them back in place."""
+        names = [(name, len(values)) for name, values in self.steps.items()] + [(name, -1) for name in self.neurons]
+        return [v for values in self.steps.values() for v in values] + list(self.neurons.values()), names
+
+    @classmethod
+    def unflatten(cls, tensors: Sequence[Tensor], names: list[tuple[str, int]]) -> Tape:
+        tape, rest = cls(), list(tensors)
+        for name, length in names:
+            if length < 0:
+                tape.neurons[name] = rest.pop(0)
+            else:
+                tape.steps[name], rest = rest[:length], rest[length:]
+        return tape
+
+
+class Eager:
+    """Torch operations, step by step; `unbind` keeps them O(T)."""
+
+    name = "eager torch"
+
+    def forward(
+        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None
+    ) -> tuple[Tensor, State, Tape, list[Tensor]]:
+        """Spikes `[T, N, *]`, the state after the last step, the tape, and the values of the state named by `record`.
+
+        `x` is `[T, N, *]` in the dtype of the state. `state` holds the rule's states, and `late` (the inputs still on
+        their way, `[delay, N, *]`) where the rule has a delay. With `weight[F, F]` the layer is recurrent: `weight`
+        times the spikes of a step is added to the input of the next; `state` then holds the last spikes as `y`.
+        """
+        rule_state = {name: state[name] for name in rule.state}
+        drive = x if rule.gain == 1.0 else x * rule.gain
+        arriving, state_after = drive, {}
+        if rule.delay:
+            queue = torch.cat([state["late"], drive])
+            arriving, state_after["late"] = queue[: x.shape[0]], queue[x.shape[0] :]
+        y = state["y"] if weight is not None else None
+        tape, spikes, recorded = Tape({"x": list(drive.unbind(0))}), [], []
+        for x_t in arriving.unbind(0):
+            if weight is not None:
+                x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
+            s, rule_state, saved = rule.step(SimpleNamespace(**rule_state), x_t)
+            spikes.append(s)
+            for name, value in saved.items():
+                tape.steps.setdefault(name, []).append(value)
+            if record:
+                recorded.append(rule_state[record])
+            y = s
+        tape.steps["s"] = spikes
+        tape.neurons = dict(rule_state)
+        if weight is not None:
+            tape.neurons["y"] = state["y"]
+            state_after["y"] = spikes[-1]
+        return torch.stack(spikes), {**rule_state, **state_after}, tape, recorded
+
+    def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
+        """`dL/dx[T, N, *]` from `g = dL/ds`, and the values of each neuron that the sweeps left behind."""
+        steps, neurons = {**tape.steps, "g": list(g.unbind(0))}, dict(tape.neurons)
+        for sweep in rule.sweeps:
+            self.walk(rule, sweep, steps, neurons)
+        dx = steps["dx"]
+        if "scale" in neurons:
+            dx = [neurons["scale"] * d for d in dx]
+        return self._input_gradient(rule, dx), neurons
+
+    def recurrent_backward(self, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
+        """As `backward`, for a recurrent layer: `dL/dx` for errors, `dL/dx` for weights, `dL/dweight`, values."""
+        steps, neurons = {**tape.steps, "g": list(g.unbind(0))}, dict(tape.neurons)
+        s_before = torch.stack([neurons.pop("y"), *steps["s"][:-1]])
+        bptt = type(rule).couple is LearningRule.couple
+        # what a neuron is sent at step t, before delays: from below, and from its own layer
+        steps["x"] = [x + F.linear(s, weight) for x, s in zip(steps["x"], steps["s"], strict=True)]
+        for sweep in rule.sweeps:
+            self.walk(rule, sweep, steps, neurons, feedback=weight if bptt else None)
+        dx = torch.stack(steps["dx"])
+        scaled, for_weights = dx, dx
+        coupled = rule.couple(weight, dx, s_before, SimpleNamespace(T=len(g), **neurons))
+        if coupled is not None:
+            scaled, for_weights = coupled[0] * dx, coupled[1] * dx
+        d_weight = torch.einsum("t...i,t...j->ij", for_weights, s_before)
+        return (
+            self._input_gradient(rule, list(scaled.unbind(0))),
+            self._input_gradient(rule, list(for_weights.unbind(0))),
+            d_weight,
+            neurons,
+        )
+
+    def walk(self, rule: LearningRule, sweep: Sweep, steps: dict[str, list[Tensor]], neurons: State, feedback: Tensor | None = None) -> None:
+        """Run one sweep; its outputs become values of each step, its final carries values of each neuron."""
+        T = len(steps["g"])
+        carry: Values = {name: torch.full_like(steps["s"][0], start) for name, start in sweep.carry.items()}
+        outputs: dict[str, list[Any]] = {}
+        after: Tensor | None = None  # dx one step later
+        for t in reversed(range(T)) if sweep.reverse else range(T):
+            m = {**neurons, **{name: values[t] for name, values in steps.items()}}
+            if feedback is not None and after is not None:
+                m["g"] = m["g"] + F.linear(after, feedback.T)
+            put, carry = sweep.body(rule, SimpleNamespace(**carry), SimpleNamespace(**m))
+            for name, value in put.items():
+                outputs.setdefault(name, [None] * T)[t] = value
+            after = put.get("dx")
+        steps.update(outputs)
+        neurons.update(carry)
+        if sweep is not rule.sweeps[-1]:
+            neurons.update(rule.between(SimpleNamespace(T=T, **neurons)))
+
+    @staticmethod
+    def _input_gradient(rule: LearningRule, dx: list[Tensor]) -> Tensor:
+        """From the gradient of what arrives at the neuron to that of what is sent: undo the delay and the gain."""
+        zero = torch.zeros_like(dx[0])
+        sent = torch.stack((dx[rule.delay :] + [zero] * rule.delay)[: len(dx)])
+        return sent if rule.gain == 1.0 else sent * rule.gain

@@ -1,0 +1,211 @@
+"""The SpikingJelly neuron that runs any rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import neuron
+from torch import Tensor
+
+from .kernels import executor
+from .kernels.autograd import Job, Report, run
+from .kernels.eager import State
+from .registry import get_rule, rules
+from .rule import LearningRule, RuleError, warn_once
+
+
+class RuleNode(neuron.BaseNode):
+    """A layer of spiking neurons that learns by a rule.
+
+    `rule` is a name (see `snn_rules.rules()`) or a configured `LearningRule`; the other keywords are the rule's
+    options and those of `LIFNode` (`tau`, `decay_input`, `v_threshold`, `v_reset`, `step_mode`, `store_v_seq`).
+    Keywords of `LIFNode` that mean nothing to the rule are ignored, with one warning. The defaults are the paper's.
+
+    Input `[T, N, *]` in step mode 'm' (`[N, *]` in 's'), output spikes {0, 1} of the same shape and dtype. The states
+    of the rule are memories: `functional.reset_net` resets them, `node.v` reads the potential (measured from
+    `v_reset`). The neuron has no parameters and no buffers: `state_dict` has the same keys under every rule.
+    """
+
+    rule: LearningRule
+
+    def __init__(self, rule: str | LearningRule | None = None, *, step_mode: str = "s", store_v_seq: bool = False, **options: Any) -> None:
+        if rule is None:
+            raise RuleError(f"RuleNode: pass rule=, one of {', '.join(sorted(rules()))}")
+        configured, v_reset = _configure(rule, options)
+        if configured.capabilities.signal != "spikes":
+            raise RuleError(
+                f"RuleNode: {configured.name} with {type(configured).__name__}(mode='event') fuses each neuron with the layer before it; "
+                f"build the network with LIFNode or RuleNode and call snn_rules.convert(net, rule={configured.name!r}, mode='event')"
+            )
+        self._set_up(configured, v_reset, step_mode, store_v_seq)
+
+    def _set_up(self, rule: LearningRule, v_reset: float | None, step_mode: str, store_v_seq: bool) -> None:
+        vars(self).update(rule=rule, _shift=v_reset or 0.0)
+        super().__init__(
+            v_threshold=self.v_threshold,
+            v_reset=None if v_reset is None else 0.0,
+            surrogate_function=None,
+            step_mode=step_mode,
+            store_v_seq=store_v_seq,
+        )
+        self.v_reset = v_reset
+        self.path = ""  # where the neuron stands in its network, for messages; `convert` knows
+        self.site: Any = None  # what `convert` found here
+        self._report = Report()
+        for name in self._extra_memories():
+            self.register_memory(name, rule.state.get(name, 0.0))
+
+    def _extra_memories(self) -> list[str]:
+        return [name for name in self.rule.state if name != "v"] + (["late"] if self.rule.delay else [])
+
+    @property
+    def v_threshold(self) -> float:
+        return float(getattr(self.rule, "v_threshold", 1.0)) + self._shift
+
+    @v_threshold.setter
+    def v_threshold(self, value: float) -> None:
+        if value != self.v_threshold:
+            vars(self)["rule"] = self.rule.replace(v_threshold=value - self._shift)
+
+    def extra_repr(self) -> str:
+        shown = [f"{f.name}={getattr(self.rule, f.name)!r}" for f in dataclasses.fields(self.rule) if getattr(self.rule, f.name) != f.default]
+        return ", ".join([f"rule={self.rule.name!r}", *shown, f"step_mode={self.step_mode!r}"])
+
+    def __getattr__(self, name: str) -> Any:
+        rule = vars(self).get("rule")
+        if rule is not None and name in rule.diagnostics:  # e.g. warmup_fraction, of the last backward pass
+            value = self._report.diagnostics.get(name)
+            return None if value is None else float(value)
+        return super().__getattr__(name)
+
+    # ---- forward -----------------------------------------------------------------------------------------------
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check(x_seq, "m")
+        states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
+        spikes, after = self._run(x_seq, states)
+        self._memories.update(zip(self._memories, after, strict=True))
+        return spikes
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        spikes, after = self._run(inputs[0], states)
+        return (spikes,), after
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        x = inputs[0]
+        self._check(x, "s")
+        if x.requires_grad and torch.is_grad_enabled() and not self.rule.capabilities.single_step:
+            raise RuleError(
+                f"{self._where()} is in step mode 's', but {self.rule.name!r} learns from the whole spike train: "
+                f"call functional.set_step_mode(net, 'm') and pass [T, N, *]"
+            )
+        state = dict(zip(self._memories, states, strict=True))
+        spikes, after, _, _ = executor(self.rule, x).forward(self.rule, x.to(_state_dtype(x)).unsqueeze(0), state)
+        self._check_finite(x, after)
+        return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
+
+    def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._after_backward)
+        job.record = "v" if self.store_v_seq else None
+        spikes = run(job, x.to(_state_dtype(x)))
+        self._check_finite(x, job.state)
+        if self.store_v_seq:
+            self.v_seq = torch.stack(job.recorded)
+        return spikes.to(x.dtype), tuple(job.state[name] for name in self._memories)
+
+    def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        return tuple(self._materialize(name, value, x) for name, value in zip(self._memories, states, strict=True))
+
+    def _materialize(self, name: str, value: Any, x: Tensor) -> Tensor:
+        shape = (self.rule.delay, *x.shape) if name == "late" else x.shape
+        if not isinstance(value, Tensor) or value.shape != shape:
+            return torch.full(shape, self.rule.state.get(name, 0.0), dtype=_state_dtype(x), device=x.device)
+        return value.to(dtype=_state_dtype(x), device=x.device)
+
+    # ---- state and gradients -----------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        super().reset()
+        self._report.learned = False
+
+    def detach(self) -> None:
+        super().detach()
+        self._report.learned = False
+
+    def _after_backward(self) -> None:
+        if self._report.silent:
+            self._report.silent = False  # said once
+            warn_zero_gradient(self._where(), self.rule.name)
+
+    # ---- messages ----------------------------------------------------------------------------------------------
+
+    def _where(self) -> str:
+        return f"neuron {self.path!r} ({self.rule.name})" if self.path else f"{type(self).__name__} ({self.rule.name})"
+
+    def _check(self, x: Any, step_mode: str) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
+        if step_mode == "m" and x.dim() < 2:
+            raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}; in step mode 'm' pass [T, N, *]")
+        if step_mode == "m" and x.shape[0] == 0:
+            raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}, T = 0 time steps; pass at least one")
+        learns = x.requires_grad and torch.is_grad_enabled()
+        if self._report.learned and learns and any(isinstance(value, Tensor) for value in self._memories.values()):
+            raise RuleError(
+                f"{self._where()}: its state comes from a train that a backward pass has already used; call "
+                f"functional.reset_net(net) after each training step (or functional.detach_net(net) to go on with the train)"
+            )
+
+    def _check_finite(self, x: Tensor, state: State) -> None:
+        """NaN and inf in the input stay in the state: looking at the last step finds them."""
+        if all(bool(torch.isfinite(value).all()) for value in state.values()):
+            return
+        bad = (~torch.isfinite(x)).nonzero()
+        found = f"the input holds {x[tuple(bad[0])].item()} at {bad[0].tolist()}" if len(bad) else "its state has overflowed"
+        raise RuleError(f"{self._where()}: {found}; look at the layer before it (learning rate, normalisation, data)")
+
+
+def warn_zero_gradient(where: str, rule: str) -> None:
+    """Dead layers, and losses that cannot teach a rule, must not train nothing in silence."""
+    warnings.warn(
+        f"{where}: the first backward pass gave a gradient of exactly zero for the whole layer; either no neuron of it or after it "
+        f"can fire (try larger weights, or a lower v_threshold), or the loss cannot teach {rule!r} (use rule.loss, which fits its code)",
+        stacklevel=3,
+    )
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _configure(rule: str | LearningRule, options: Mapping[str, Any]) -> tuple[LearningRule, float | None]:
+    """The rule with its options, given the keywords of LIFNode; and `v_reset`."""
+    base = get_rule(rule)
+    names = {field.name for field in dataclasses.fields(base)} | set(base.aliases)
+    names -= {alias for alias, name in base.aliases.items() if name not in names}
+    known = {name: value for name, value in options.items() if name in names}
+    v_reset = options.get("v_reset", None if getattr(base, "reset", "zero") == "subtract" else 0.0)
+    if v_reset is None and "subtract" not in base.capabilities.resets:
+        raise RuleError(f"{base.name}: v_reset=None means reset by subtraction, which this rule does not know; pass v_reset=0.0")
+    if "v_reset" in options and "reset" in names:
+        known.setdefault("reset", "subtract" if v_reset is None else "zero")
+    for name in ("tau", "surrogate_function", "detach_reset", "backend"):
+        if name in options and name not in names:
+            warn_once(base.name, name)
+    unknown = set(options) - names - {"v_reset", "tau", "surrogate_function", "detach_reset", "backend"}
+    if unknown:
+        base.resolve({name: None for name in unknown})  # raises, and says what there is
+    configured = base.replace(**known)
+    if v_reset and hasattr(configured, "v_threshold"):  # the potential is measured from v_reset
+        configured = configured.replace(v_threshold=configured.v_threshold - v_reset)
+    return configured, v_reset

@@ -1,0 +1,95 @@
+"""Layers whose neurons also hear each other, one step later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import layer
+from torch import Tensor, nn
+
+from .kernels.autograd import Job, run
+from .neuron import RuleNode, _state_dtype
+from .rule import LearningRule, RuleError
+
+
+def check_recurrent(rule: LearningRule, where: str) -> None:
+    """Refuse rules whose backward pass cannot go through recurrent weights."""
+    bptt = type(rule).couple is LearningRule.couple
+    if bptt and rule.sweeps and not (len(rule.sweeps) == 1 and rule.sweeps[0].reverse):
+        raise RuleError(f"{where}: rule {rule.name!r} cannot train recurrent weights; use a feed-forward layer")
+
+
+def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Spikes `[T, N, F]` of `node` fed by `x[T, N, F]` and by its own spikes of the step before; and the last spikes."""
+    dtype = _state_dtype(x)
+    node._check(x, "m")
+    states = node.materialize_states((x,), tuple(node._memories.values()), "m")
+    state = dict(zip(node._memories, states, strict=True))
+    if not isinstance(y, Tensor) or y.shape != x.shape[1:]:
+        y = torch.zeros_like(x[0], dtype=dtype)
+    job = Job(node.rule, {**state, "y": y.detach().to(dtype)}, node._report, node._after_backward, "v" if node.store_v_seq else None)
+    spikes = run(job, x.to(dtype), weight.to(dtype), None if x_weights is None else x_weights.to(dtype))
+    node._check_finite(x, job.state)
+    if node.store_v_seq:
+        node.v_seq = torch.stack(job.recorded)
+    node._memories.update((name, job.state[name]) for name in node._memories)
+    return spikes.to(x.dtype), job.state["y"].to(x.dtype)
+
+
+class RecurrentNode(RuleNode):
+    """A `RuleNode` of `features` neurons with recurrent weights: the input of a step is x[t] + weight s[t-1].
+
+    `weight` is `[features, features]`, from the neuron of the column to that of the row, uniform in
+    +-1/sqrt(features) at first. Input and output `[T, N, features]`, in step mode 'm' only.
+    """
+
+    def __init__(
+        self, features: int, rule: str | LearningRule | None = None, *, step_mode: str = "m", store_v_seq: bool = False, **options: Any
+    ) -> None:
+        super().__init__(rule, step_mode=step_mode, store_v_seq=store_v_seq, **options)
+        check_recurrent(self.rule, "RecurrentNode")
+        if not isinstance(features, int) or features < 1:
+            raise RuleError(f"RecurrentNode: features={features!r} should be a whole number, at least 1")
+        self.features = features
+        self.weight = nn.Parameter(torch.empty(features, features))
+        nn.init.uniform_(self.weight, -(features**-0.5), features**-0.5)
+
+    def _extra_memories(self) -> list[str]:
+        return [*super()._extra_memories(), "y"]
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, {super().extra_repr()}"
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(x_seq, Tensor) and x_seq.shape[-1:] != (self.features,):
+            raise RuleError(f"{self._where()}: the input has shape {list(x_seq.shape)}; pass [T, N, {self.features}]")
+        spikes, self.y = run_recurrent(self, x_seq, self.weight, self.y)
+        return spikes
+
+    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        raise RuleError(f"{self._where()}: a recurrent layer runs in step mode 'm'; call functional.set_step_mode(net, 'm')")
+
+
+class RuleRecurrentContainer(layer.LinearRecurrentContainer):
+    """SpikingJelly's `LinearRecurrentContainer` around a `RuleNode`: `convert` makes one of the other in place.
+
+    The one linear layer `rc` holds both weights: `rc.weight = [feed-forward, recurrent]`.
+    """
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        node, width = self.sub_module, self.rc.in_features - self.sub_module_out_features
+        w_in, w_back, bias = self.rc.weight[:, :width], self.rc.weight[:, width:], self.rc.bias
+        x, x_weights = F.linear(x_seq, w_in, bias), None
+        if type(node.rule).couple is not LearningRule.couple:  # the rule may want other gradients for weights than for errors
+            x_weights = F.linear(x_seq.detach(), w_in, bias)
+            x = F.linear(x_seq, w_in.detach(), None if bias is None else bias.detach())
+        spikes, self.y = run_recurrent(node, x, w_back, self.y, x_weights)
+        return spikes
+
+    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        node = self.sub_module
+        if not node.rule.capabilities.single_step:
+            raise RuleError(f"{node._where()}: a recurrent layer runs in step mode 'm'; call functional.set_step_mode(net, 'm')")
+        return super().single_step_forward(x, *args, **kwargs)

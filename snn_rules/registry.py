@@ -1,0 +1,186 @@
+"""Finds rules by the names of their entry points and imports only the one that is asked for.
+
+A plugin that is broken, misspelt, of another API, or whose name two distributions claim, is out; the others work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from .hookspecs import API, PROJECT, LearningRuleSpec, hookimpl
+from .rule import LearningRule, RuleError
+
+
+@dataclass(frozen=True)
+class RuleInfo:
+    """What is known of a rule without importing it."""
+
+    name: str
+    distribution: str
+    version: str
+    loaded: bool
+    error: str | None = None
+
+
+class _Plugin:
+    """A class registered by hand: a plugin of one hook."""
+
+    def __init__(self, rule: type[LearningRule]):
+        self.rule = rule
+
+    @hookimpl
+    def learning_rule(self) -> type[LearningRule]:
+        return self.rule
+
+
+class Registry:
+    """The rules of one process."""
+
+    def __init__(self) -> None:
+        self.classes: dict[str, type[LearningRule]] = {}
+        self.errors: dict[str, Exception] = {}
+        self._delivered: list[type[LearningRule]] = []
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(LearningRuleSpec)
+        # a historic call reaches the plugins that are registered later, too
+        self._manager.hook.learning_rule.call_historic(result_callback=self._delivered.append)
+
+    def rules(self) -> dict[str, RuleInfo]:
+        """All rules by name; no plugin is imported."""
+        from . import __version__
+
+        found = {"surrogate": RuleInfo("surrogate", "snn-rules", __version__, "surrogate" in self.classes)}
+        for name, points in sorted(_installed().items()):
+            owner, version = _owner(points[0])
+            error = self.errors.get(name)
+            reason = _clash(name, points) or (str(error) if error else None)
+            found[name] = RuleInfo(name, owner, version, name in self.classes, reason)
+        for name, cls in self.classes.items():
+            if name not in found:
+                found[name] = RuleInfo(name, f"registered by {cls.__module__}", "", True)
+        return {name: info for name, info in found.items() if name not in _disabled()}
+
+    def rule_class(self, name: str) -> type[LearningRule]:
+        """The class of the rule `name`; imports its plugin if that has not happened yet."""
+        if name in _disabled():
+            raise RuleError(f"rule {name!r} is left out by SNN_RULES_DISABLE={os.environ['SNN_RULES_DISABLE']!r}")
+        if name not in self.classes:
+            self._load(name)
+        return self.classes[name]
+
+    def register(self, rule: type[LearningRule]) -> type[LearningRule]:
+        """Add a rule by hand (a notebook, a test); registering a name again replaces the class."""
+        name = getattr(rule, "name", None)
+        if name == "surrogate" or name in _installed():
+            raise RuleError(f"rule {name!r} is already installed; choose another name for {rule.__qualname__}")
+        if name in self.classes:
+            self._manager.unregister(name=name)
+            del self.classes[name]
+        try:
+            self._add(str(name), lambda: self._manager.register(_Plugin(rule), name=name))
+        except Exception as cause:
+            raise RuleError(f"{rule!r} cannot be registered: {cause}") from cause
+        return rule
+
+    def _load(self, name: str) -> None:
+        points = _installed().get(name, [])
+        if name != "surrogate" and not points:
+            near = difflib.get_close_matches(name, self.rules(), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise RuleError(f"unknown rule {name!r}; installed are {', '.join(sorted(self.rules()))}.{hint}")
+        clash = _clash(name, points)
+        if clash:
+            raise RuleError(clash)
+        try:
+            if name == "surrogate":
+                from . import surrogate
+
+                self._add(name, lambda: self._manager.register(surrogate, name=name))
+            else:
+                self._add(name, lambda: self._manager.load_setuptools_entrypoints(PROJECT, name=name))
+        except Exception as cause:  # whatever a stranger's module raises: that rule alone is out
+            owner = " ".join(_owner(points[0])) if points else "snn-rules"
+            self.errors[name] = cause
+            raise RuleError(
+                f"rule {name!r} of {owner} cannot be loaded: {type(cause).__name__}: {cause}; mend or uninstall that distribution"
+            ) from cause
+        self.errors.pop(name, None)
+
+    def _add(self, name: str, registration: Callable[[], Any]) -> None:
+        self._delivered.clear()
+        try:
+            registration()
+            self._manager.check_pending()
+            self.classes[name] = _checked(name, self._delivered)
+        except BaseException:
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+            raise
+
+
+def _checked(name: str, delivered: list[type[LearningRule]]) -> type[LearningRule]:
+    if len(delivered) != 1:
+        raise TypeError(f"the plugin's hook learning_rule should return one class, it returned {len(delivered)}")
+    cls = delivered[0]
+    if not (isinstance(cls, type) and issubclass(cls, LearningRule)):
+        raise TypeError(f"the plugin's hook learning_rule should return a subclass of LearningRule, not {cls!r}")
+    if cls.api != API:
+        side = "upgrade that distribution" if cls.api < API else "upgrade snn-rules"
+        raise TypeError(f"it is written for API {cls.api}, this is API {API}: {side}")
+    if getattr(cls, "name", None) != name:
+        raise TypeError(f"its class says name = {getattr(cls, 'name', None)!r}, its entry point {name!r}")
+    return cls
+
+
+def _installed() -> dict[str, list[EntryPoint]]:
+    """Entry points by name, one a distribution (an editable install can be seen twice)."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for point in entry_points(group=PROJECT):
+        found.setdefault(point.name, {}).setdefault(_owner(point)[0], point)
+    return {name: list(points.values()) for name, points in found.items()}
+
+
+def _owner(point: EntryPoint) -> tuple[str, str]:
+    if point.dist is None:
+        return "unknown distribution", ""
+    return re.sub(r"[-_.]+", "-", point.dist.name).lower(), point.dist.version
+
+
+def _clash(name: str, points: list[EntryPoint]) -> str | None:
+    owners = sorted(_owner(point)[0] for point in points)
+    if name == "surrogate" and owners:
+        return f"rule 'surrogate' belongs to snn-rules, but {' and '.join(owners)} claims it too; uninstall it"
+    if len(owners) < 2:
+        return None
+    return f"rule {name!r} is claimed by {' and '.join(owners)}; uninstall one of them"
+
+
+def _disabled() -> set[str]:
+    return {name.strip() for name in os.environ.get("SNN_RULES_DISABLE", "").split(",")} - {""}
+
+
+_registry = Registry()
+rules = _registry.rules
+register = _registry.register
+
+
+def get_rule(rule: str | LearningRule, **options: Any) -> LearningRule:
+    """The rule of that name, configured: an immutable value.
+
+    `rule` is a name from `rules()`, or a rule already configured, of which the options then change a copy.
+    Raises `RuleError` for an unknown name, a plugin that cannot be loaded, and an unknown or impossible option.
+    """
+    if isinstance(rule, LearningRule):
+        return rule.replace(**options)
+    if not isinstance(rule, str):
+        raise RuleError(f"rule={rule!r} should be a name, one of {', '.join(sorted(rules()))}, or a LearningRule")
+    cls = _registry.rule_class(rule)
+    return cls(**cls.resolve(options))

@@ -1,0 +1,232 @@
+"""What a learning rule is: one time step of one neuron, the walks over time that make its backward pass, parameters.
+
+`step` and the sweeps may use `+ - * /`, comparisons, `&` and `|`, and the functions of `snn_rules.ops`, nothing else:
+the same text runs on torch tensors and on symbols, from which kernels are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from .hookspecs import API
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .conversion import Site
+
+Values = dict[str, Any]
+
+
+class RuleError(RuntimeError):
+    """Every refusal: one line that says what was given, where (module path) and what to do."""
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_once(rule: str, option: str) -> None:
+    """Say, once a process, that an option of SpikingJelly's neurons means nothing to a rule."""
+    if (rule, option) not in _warned:
+        _warned.add((rule, option))
+        warnings.warn(f"{option!r} has no meaning for rule {rule!r} and is ignored", stacklevel=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What a rule can do; asked before training begins, shown by `snn-rules info`."""
+
+    exact: bool = False  # the gradient is the exact derivative of the forward pass (checked by gradcheck)
+    single_step: bool = False  # learns in step mode 's' too; else it needs the whole spike train
+    resets: tuple[str, ...] = ("zero",)  # what `v_reset` may ask for: "zero", "subtract"
+    signal: str = "spikes"  # what travels between layers: "spikes" or "times"
+    pooling: str = "avg"  # what a "P2" in a network string means
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Settings with which the rule learns out of the box; each is an option of `snn-rules train`."""
+
+    T: int = 10  # time steps a sample
+    lr: float = 1e-3
+    batch_size: int = 100
+    clip: float | None = None  # largest norm of the whole gradient
+    reduction: str = "mean"  # of the loss over the batch
+    normalize: bool = False  # give the samples mean 0 and standard deviation 1, over the data set
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the rule
+
+
+def parameter(default: Any, unit: str = "", help: str = "", *, choices: tuple[Any, ...] = (), low: float = -math.inf, high: float = math.inf) -> Any:
+    """A parameter of a rule: a dataclass field that knows its unit, meaning and range."""
+    meta = {"unit": unit, "help": help, "choices": choices, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """One walk over time of the backward pass; made by the decorator `sweep`."""
+
+    body: Callable[[Any, Any, Any], tuple[Values, Values]]
+    reverse: bool
+    carry: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.body.__name__
+
+
+def sweep(*, reverse: bool, **carry: float) -> Callable[[Callable[[Any, Any, Any], tuple[Values, Values]]], Sweep]:
+    """Declare a method `(self, c, m) -> outputs, carry` as the next walk over time of the backward pass.
+
+    `c` holds what the walk carries from step to step (start values: the keywords). `m` holds, at each step, the input
+    `x`, the spike `s`, the incoming gradient `g = dL/ds`, what `step` saved and what earlier sweeps put out; and, for
+    the neuron, its state after the last step, the final carries of the earlier sweeps and what `between` returned.
+    The last sweep puts out `dx`, the gradient of the input.
+    """
+    return lambda body: Sweep(body, reverse, carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRule:
+    """A learning rule with its parameters: an immutable value.
+
+    A subclass is a frozen dataclass whose fields are made by `parameter`. It gives `name`, `cite`, `state` and `step`;
+    its sweeps in the order in which they run (none: the adjoint is derived from `step`); and, where the defaults do
+    not fit, `between`, `couple`, `fuse`, `adopt`, `initialize`, `encode`, `loss` and `predict`.
+    """
+
+    decay_input: bool = parameter(False, help="drive the neuron with x / tau_m, as LIFNode(decay_input=True) does")
+
+    api: ClassVar[int] = API
+    name: ClassVar[str]
+    cite: ClassVar[str] = ""  # the paper
+    equations: ClassVar[str] = ""  # where in the paper they stand
+    aliases: ClassVar[Mapping[str, str]] = {"tau": "tau_m"}
+    state: ClassVar[Mapping[str, float]] = {"v": 0.0}
+    sweeps: ClassVar[tuple[Sweep, ...]] = ()
+    # {attribute of the neuron: its value from `T` and what the sweeps and `between` left for each neuron}
+    diagnostics: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    training: ClassVar[Training] = Training()
+    delay = 0  # steps between the input and its effect on the neuron
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "sweeps" not in vars(cls):  # a rule whose options choose the sweeps makes it a property
+            cls.sweeps = tuple(v for v in vars(cls).values() if isinstance(v, Sweep)) or cls.sweeps
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
+        if self.decay_input and not math.isfinite(getattr(self, "tau_m", math.inf)):
+            raise RuleError(f"{self.name}: decay_input=True divides the input by tau_m and needs a finite one; pass decay_input=False")
+
+    def _checked(self, field: dataclasses.Field[Any], value: Any) -> Any:
+        meta, default = field.metadata, field.default
+        what = f"{self.name}: {field.name}={value!r}"
+        if meta["choices"]:
+            if value not in meta["choices"]:
+                raise RuleError(f"{what} is not one of {', '.join(map(repr, meta['choices']))}")
+            return value
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise RuleError(f"{what} should be True or False")
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RuleError(f"{what} should be a number")
+        if isinstance(default, int) and value != int(value):
+            raise RuleError(f"{what} should be a whole number")
+        if not meta["low"] <= value <= meta["high"]:
+            raise RuleError(f"{what} should lie between {meta['low']:g} and {meta['high']:g}")
+        return int(value) if isinstance(default, int) else float(value)
+
+    # ---- options -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def resolve(cls, options: Mapping[str, Any]) -> Values:
+        """The options under their own names: aliases are translated, misspelt ones refused."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        resolved: Values = {}
+        for given, value in options.items():
+            name = cls.aliases.get(given, given)
+            if name not in names:
+                near = difflib.get_close_matches(given, [*names, *cls.aliases], n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise RuleError(f"{cls.name}: unknown option {given!r}{hint}; it takes {', '.join(names)}")
+            if name in resolved:
+                raise RuleError(f"{cls.name}: {name!r} is given twice, once under its alias; keep one")
+            resolved[name] = value
+        return resolved
+
+    def replace(self, **options: Any) -> Self:
+        """The same rule with other values for some of its parameters."""
+        return dataclasses.replace(self, **self.resolve(options))
+
+    @property
+    def gain(self) -> float:
+        """The factor of the input: 1, or 1 / tau_m with `decay_input`."""
+        return 1.0 / getattr(self, "tau_m") if self.decay_input else 1.0
+
+    # ---- the neuron --------------------------------------------------------------------------------------------
+
+    def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+        """One step of one neuron: from the state `m` and the input `x` to (spike, new state, what the sweeps need)."""
+        raise NotImplementedError
+
+    def between(self, sums: Any) -> Values:
+        """Between two sweeps, in ordinary torch: from the final carries `[N, *]` (and `T`) to values for each neuron.
+
+        A value named `scale` multiplies the `dx` of the last sweep.
+        """
+        return {}
+
+    def couple(self, weight: Tensor, dx: Tensor, s_before: Tensor, sums: Any) -> tuple[Tensor, Tensor] | None:
+        """A recurrent layer's own mathematics: from `dx[T, N, F]` unscaled, the spikes a step before and the weights
+        `[F, F]` to the `scale` of the errors and that of the weights' gradient. None: the sweep runs through the
+        recurrent weights step by step (back-propagation through time, with this rule's neuron)."""
+        return None
+
+    # ---- in a network ------------------------------------------------------------------------------------------
+
+    def adopt(self, site: Site, given: frozenset[str]) -> Self:
+        """This rule with the constants of the neuron that it replaces; options in `given` were set by the user and win."""
+        names = {field.name for field in dataclasses.fields(self)}
+        if "tau_m" not in names:
+            warn_once(self.name, "tau")
+            names.discard("decay_input")
+        offered = {k: v for k, v in site.options().items() if k in names and k not in given}
+        return dataclasses.replace(self, **offered)
+
+    def fuse(self, net: nn.Module, sites: Mapping[str, nn.Module]) -> bool:
+        """Replace pairs of synapse and neuron by the rule's own layers; True if it did (STDBP's event mode only)."""
+        return False
+
+    def initialize(self, net: nn.Module) -> nn.Module:
+        """Set the weights of `net` to values from which this rule learns; the default keeps PyTorch's own."""
+        return net
+
+    def encode(self, x: Tensor, T: int) -> Tensor:
+        """`x[N, *]` in [0, 1] -> `[T, N, *]`: the sample repeated at each step (direct coding)."""
+        from . import coding
+
+        return coding.static(x, T)
+
+    def loss(self, out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        """Half the squared error of each step's output against the one-hot target, summed over time and classes.
+
+        `out` is `[T, N, C]`, or `[N, C]` where the model has averaged time; `reduction` ("mean" or "sum") is over the batch.
+        """
+        from . import coding
+
+        return coding.step_loss(out, target, reduction=reduction)
+
+    def predict(self, out: Tensor) -> Tensor:
+        """`[T, N, C]` or `[N, C]` -> class indices `[N]`: the neuron that fired most."""
+        from . import coding
+
+        return coding.counts(out).argmax(-1)
