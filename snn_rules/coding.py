@@ -65,7 +65,7 @@ def first_spike_steps(spikes: Tensor) -> Tensor:
     """
     T = spikes.shape[0]
     early = torch.arange(-T, 0, dtype=spikes.dtype, device=spikes.device)
-    return T + torch.tensordot(early, spikes, dims=([0], [0]))
+    return T + torch.einsum("t,t...->...", early, spikes)
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------

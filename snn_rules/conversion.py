@@ -84,7 +84,7 @@ def convert(net: nn.Module, rule: str | LearningRule, **options: Any) -> nn.Modu
     containers = _containers(net, wanted)
     configured = {path: _configured(path, module, wanted, given) for path, module in sites.items()}
     for module in unfused:
-        module.unfuse()
+        module.unfuse()  # type: ignore[operator]
     for path, module in sites.items():
         become_node(module, path, *configured[path])
     for container in containers:
@@ -102,16 +102,17 @@ def site_of(path: str, module: nn.Module) -> Site | None:
     """What `convert` goes by; None for a neuron that was made as a `RuleNode` and has no constants of SpikingJelly's."""
     if isinstance(module, RuleNode):
         return module.site  # type: ignore[no-any-return]
+    stock: Any = module
     kind = type(module)
     if kind is neuron.IFNode:
         tau, decay_input = math.inf, False
     elif kind is neuron.LIFNode:
-        tau, decay_input = float(module.tau), module.decay_input
+        tau, decay_input = float(stock.tau), stock.decay_input
     elif kind is neuron.ParametricLIFNode:
-        tau, decay_input = 1.0 / float(module.w.detach().sigmoid()), module.decay_input
+        tau, decay_input = 1.0 / float(stock.w.detach().sigmoid()), stock.decay_input
     else:
         raise RuleError(f"convert: {path!r} is a {kind.__name__}, which no rule can stand in for; use LIFNode, IFNode or ParametricLIFNode there")
-    return Site(path, kind.__name__, tau, module.v_threshold, module.v_reset, decay_input)
+    return Site(path, kind.__name__, tau, stock.v_threshold, stock.v_reset, decay_input)
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -150,9 +151,10 @@ def _containers(net: nn.Module, rule: LearningRule) -> list[nn.Module]:
     for path, module in net.named_modules():
         inner = getattr(module, "sub_module", None)
         if isinstance(module, layer.LinearRecurrentContainer):
-            if not _is_neuron(inner):
+            if not (isinstance(inner, nn.Module) and _is_neuron(inner)):
                 raise RuleError(
-                    f"convert: {path!r} is a LinearRecurrentContainer around a {type(inner).__name__}; put the neuron alone into it and the rest before it"
+                    f"convert: {path!r} is a LinearRecurrentContainer around a {type(inner).__name__}; "
+                    f"put the neuron alone into it and the rest before it"
                 )
             check_recurrent(rule, f"convert: {path!r}")
             found.append(module)

@@ -31,6 +31,8 @@ class RuleNode(neuron.BaseNode):
     """
 
     rule: LearningRule
+    _shift: float
+    _memories: dict[str, Any]
 
     def __init__(self, rule: str | LearningRule | None = None, *, step_mode: str = "s", store_v_seq: bool = False, **options: Any) -> None:
         if rule is None:
@@ -44,7 +46,7 @@ class RuleNode(neuron.BaseNode):
         self._set_up(configured, v_reset, step_mode, store_v_seq)
 
     def _set_up(self, rule: LearningRule, v_reset: float | None, step_mode: str, store_v_seq: bool) -> None:
-        vars(self).update(rule=rule, _shift=v_reset or 0.0)
+        self.__dict__.update(rule=rule, _shift=v_reset or 0.0)
         super().__init__(
             v_threshold=self.v_threshold,
             v_reset=None if v_reset is None else 0.0,
@@ -69,7 +71,7 @@ class RuleNode(neuron.BaseNode):
     @v_threshold.setter
     def v_threshold(self, value: float) -> None:
         if value != self.v_threshold:
-            vars(self)["rule"] = self.rule.replace(v_threshold=value - self._shift)
+            self.__dict__["rule"] = self.rule.replace(v_threshold=value - self._shift)
 
     def extra_repr(self) -> str:
         shown = [f"{f.name}={getattr(self.rule, f.name)!r}" for f in dataclasses.fields(self.rule) if getattr(self.rule, f.name) != f.default]

@@ -64,7 +64,7 @@ def _pick(name: str, plain: Any, a: Any, b: Any) -> Any:
         return plain(a, b)
     first, second = (a, b) if not isinstance(a, (int, float)) else (b, a)
     if isinstance(first, Tensor):
-        return torch.clamp(first, **{"max" if name == "minimum" else "min": second})
+        return torch.clamp(first, max=second) if name == "minimum" else torch.clamp(first, min=second)
     return getattr(first, name)(second)
 
 
@@ -72,7 +72,7 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(slope)
-        return heaviside(x)
+        return (x >= 0).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

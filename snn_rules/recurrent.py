@@ -45,6 +45,8 @@ class RecurrentNode(RuleNode):
     +-1/sqrt(features) at first. Input and output `[T, N, features]`, in step mode 'm' only.
     """
 
+    y: Any
+
     def __init__(
         self, features: int, rule: str | LearningRule | None = None, *, step_mode: str = "m", store_v_seq: bool = False, **options: Any
     ) -> None:
@@ -78,6 +80,8 @@ class RuleRecurrentContainer(layer.LinearRecurrentContainer):
     The one linear layer `rc` holds both weights: `rc.weight = [feed-forward, recurrent]`.
     """
 
+    y: Any
+
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         node, width = self.sub_module, self.rc.in_features - self.sub_module_out_features
         w_in, w_back, bias = self.rc.weight[:, :width], self.rc.weight[:, width:], self.rc.bias
@@ -92,4 +96,4 @@ class RuleRecurrentContainer(layer.LinearRecurrentContainer):
         node = self.sub_module
         if not node.rule.capabilities.single_step:
             raise RuleError(f"{node._where()}: a recurrent layer runs in step mode 'm'; call functional.set_step_mode(net, 'm')")
-        return super().single_step_forward(x, *args, **kwargs)
+        return super().single_step_forward(x, *args, **kwargs)  # type: ignore[no-any-return]

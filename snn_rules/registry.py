@@ -5,9 +5,12 @@ A plugin that is broken, misspelt, of another API, or whose name two distributio
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import importlib
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -46,7 +49,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.classes: dict[str, type[LearningRule]] = {}
-        self.errors: dict[str, Exception] = {}
+        self.errors: dict[str, BaseException] = {}
         self._delivered: list[type[LearningRule]] = []
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(LearningRuleSpec)
@@ -61,7 +64,7 @@ class Registry:
         for name, points in sorted(_installed().items()):
             owner, version = _owner(points[0])
             error = self.errors.get(name)
-            reason = _clash(name, points) or (str(error) if error else None)
+            reason = _clash(name, points) or (f"{type(error).__name__}: {error}" if error else None)
             found[name] = RuleInfo(name, owner, version, name in self.classes, reason)
         for name, cls in self.classes.items():
             if name not in found:
@@ -81,24 +84,26 @@ class Registry:
         name = getattr(rule, "name", None)
         if name == "surrogate" or name in _installed():
             raise RuleError(f"rule {name!r} is already installed; choose another name for {rule.__qualname__}")
+        try:
+            name = _checked(rule).name  # before the class that had the name is given up
+        except TypeError as cause:
+            raise RuleError(f"{rule!r} cannot be registered: {cause}") from cause
         if name in self.classes:
             self._manager.unregister(name=name)
-            del self.classes[name]
-        try:
-            self._add(str(name), lambda: self._manager.register(_Plugin(rule), name=name))
-        except Exception as cause:
-            raise RuleError(f"{rule!r} cannot be registered: {cause}") from cause
+        self._add(name, lambda: self._manager.register(_Plugin(rule), name=name))
         return rule
 
     def _load(self, name: str) -> None:
         points = _installed().get(name, [])
         if name != "surrogate" and not points:
-            near = difflib.get_close_matches(name, self.rules(), n=1)
+            known = sorted(self.rules())
+            near = difflib.get_close_matches(name.lower(), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise RuleError(f"unknown rule {name!r}; installed are {', '.join(sorted(self.rules()))}.{hint}")
+            raise RuleError(f"unknown rule {name!r}; installed are {', '.join(known)}.{hint}")
         clash = _clash(name, points)
         if clash:
             raise RuleError(clash)
+        imported = set(sys.modules)
         try:
             if name == "surrogate":
                 from . import surrogate
@@ -106,7 +111,8 @@ class Registry:
                 self._add(name, lambda: self._manager.register(surrogate, name=name))
             else:
                 self._add(name, lambda: self._manager.load_setuptools_entrypoints(PROJECT, name=name))
-        except Exception as cause:  # whatever a stranger's module raises: that rule alone is out
+        except (Exception, SystemExit) as cause:  # whatever a stranger's module raises: that rule alone is out
+            _forget(points, set(sys.modules) - imported)
             owner = " ".join(_owner(points[0])) if points else "snn-rules"
             self.errors[name] = cause
             raise RuleError(
@@ -115,29 +121,44 @@ class Registry:
         self.errors.pop(name, None)
 
     def _add(self, name: str, registration: Callable[[], Any]) -> None:
-        self._delivered.clear()
+        """Register a plugin and keep the class that its hook returns; a failure leaves nothing behind."""
         try:
             registration()
             self._manager.check_pending()
-            self.classes[name] = _checked(name, self._delivered)
+            if not self._delivered:
+                raise TypeError("the plugin has no hook learning_rule, or it returns None; mark one with @snn_rules.hookimpl that returns a class")
+            cls = _checked(self._delivered[-1])
+            if cls.name != name:
+                raise TypeError(f"its class {cls.__qualname__} says name = {cls.name!r}, its entry point {name!r}")
+            self.classes[name] = cls
         except BaseException:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             raise
+        finally:  # a plugin that loads another rule on its way finds this empty again
+            self._delivered.clear()
 
 
-def _checked(name: str, delivered: list[type[LearningRule]]) -> type[LearningRule]:
-    if len(delivered) != 1:
-        raise TypeError(f"the plugin's hook learning_rule should return one class, it returned {len(delivered)}")
-    cls = delivered[0]
+def _checked(cls: type[LearningRule]) -> type[LearningRule]:
     if not (isinstance(cls, type) and issubclass(cls, LearningRule)):
-        raise TypeError(f"the plugin's hook learning_rule should return a subclass of LearningRule, not {cls!r}")
+        raise TypeError(f"a rule should be a subclass of LearningRule, not {cls!r}")
     if cls.api != API:
         side = "upgrade that distribution" if cls.api < API else "upgrade snn-rules"
-        raise TypeError(f"it is written for API {cls.api}, this is API {API}: {side}")
-    if getattr(cls, "name", None) != name:
-        raise TypeError(f"its class says name = {getattr(cls, 'name', None)!r}, its entry point {name!r}")
+        raise TypeError(f"{cls.__qualname__} is written for API {cls.api}, this is API {API}: {side}")
+    if not isinstance(getattr(cls, "name", None), str):
+        raise TypeError(f"{cls.__qualname__} has no name; give it one: name = 'my_rule'")
+    if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
+        raise TypeError(f"{cls.__qualname__} has parameters but is no dataclass; decorate it with @dataclass(frozen=True)")
     return cls
+
+
+def _forget(points: list[EntryPoint], modules: set[str]) -> None:
+    """Drop the modules of a plugin that failed to load, so that it loads once it is mended."""
+    packages = {point.value.partition(":")[0].partition(".")[0].strip() for point in points}
+    for module in modules:
+        if module.partition(".")[0] in packages:
+            sys.modules.pop(module, None)
+    importlib.invalidate_caches()
 
 
 def _installed() -> dict[str, list[EntryPoint]]:
@@ -149,8 +170,9 @@ def _installed() -> dict[str, list[EntryPoint]]:
 
 
 def _owner(point: EntryPoint) -> tuple[str, str]:
-    if point.dist is None:
-        return "unknown distribution", ""
+    """The name, normalised, and the version of the distribution of an entry point."""
+    if point.dist is None or "Name" not in point.dist.metadata:  # half removed
+        return "a distribution without a name", ""
     return re.sub(r"[-_.]+", "-", point.dist.name).lower(), point.dist.version
 
 

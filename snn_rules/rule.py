@@ -13,8 +13,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from .hookspecs import API
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -102,7 +100,7 @@ class LearningRule:
 
     decay_input: bool = parameter(False, help="drive the neuron with x / tau_m, as LIFNode(decay_input=True) does")
 
-    api: ClassVar[int] = API
+    api: ClassVar[int] = 1  # what the rule was written for; after snn_rules.API was raised, a newer rule states the new number
     name: ClassVar[str]
     cite: ClassVar[str] = ""  # the paper
     equations: ClassVar[str] = ""  # where in the paper they stand
@@ -139,7 +137,7 @@ class LearningRule:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RuleError(f"{what} should be a number")
-        if isinstance(default, int) and value != int(value):
+        if isinstance(default, int) and value % 1 != 0:  # inf and nan, too
             raise RuleError(f"{what} should be a whole number")
         if not meta["low"] <= value <= meta["high"]:
             raise RuleError(f"{what} should lie between {meta['low']:g} and {meta['high']:g}")
@@ -155,7 +153,7 @@ class LearningRule:
         for given, value in options.items():
             name = cls.aliases.get(given, given)
             if name not in names:
-                near = difflib.get_close_matches(given, [*names, *cls.aliases], n=1)
+                near = difflib.get_close_matches(given, [*names, *(alias for alias, own in cls.aliases.items() if own in names)], n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise RuleError(f"{cls.name}: unknown option {given!r}{hint}; it takes {', '.join(names)}")
             if name in resolved:
@@ -170,7 +168,7 @@ class LearningRule:
     @property
     def gain(self) -> float:
         """The factor of the input: 1, or 1 / tau_m with `decay_input`."""
-        return 1.0 / getattr(self, "tau_m") if self.decay_input else 1.0
+        return 1.0 / float(vars(self)["tau_m"]) if self.decay_input else 1.0
 
     # ---- the neuron --------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     def after(_: Tensor) -> None:
         job.report.learned = True
 
-    spikes.register_hook(after)
+    spikes.register_hook(after)  # type: ignore[no-untyped-call]
     return spikes
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from snn_rules import RuleError, RuleNode
 from snn_rules.neuron import warn_zero_gradient
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .rule import STDBP

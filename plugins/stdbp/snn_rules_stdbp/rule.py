@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
+
 from snn_rules import Capabilities, LearningRule, RuleError, hookimpl, parameter, sweep
 from snn_rules.coding import first_spike_loss, first_spike_steps, latency, latency_times
 from snn_rules.ops import heaviside, maximum, where
 from snn_rules.rule import Training, Values
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class STDBP(LearningRule):
     paper: bool = parameter(False, "", "the paper alone: no silent background, an endless window, sharpness 1")
 
     name: ClassVar[str] = "stdbp"
-    cite: ClassVar[str] = (
-        "M. Zhang et al. Rectified linear postsynaptic potential function for backpropagation in deep spiking neural networks. arXiv:2003.11837, 2021."
-    )
+    cite: ClassVar[str] = "M. Zhang et al. Spike-timing-dependent back propagation in deep spiking neural networks. arXiv:2003.11837, 2021."
     equations: ClassVar[str] = "Eqs. 8, 9, 12 (forward), 13 (loss), 10, 14, 15 (backward)"
     aliases: ClassVar[Mapping[str, str]] = {"theta": "v_threshold", "threshold": "v_threshold"}
     state: ClassVar[Mapping[str, float]] = {"v": 0.0, "slope": 0.0, "fired": 0.0, "s_slope": 1.0, "s_over": 0.0}

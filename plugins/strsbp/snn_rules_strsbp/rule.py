@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from snn_rules import Capabilities, LearningRule, hookimpl, parameter, sweep
+from torch import Tensor, nn
+
+from snn_rules import LearningRule, hookimpl, parameter, sweep
 from snn_rules.coding import count_loss, poisson
 from snn_rules.ops import heaviside, maximum, where
 from snn_rules.rule import Training, Values
-from torch import Tensor, nn
 
 from .spsp import slope
 
@@ -44,7 +45,7 @@ class STRSBP(LearningRule):
     aliases: ClassVar[Mapping[str, str]] = {"tau": "tau_m", "nu": "v_threshold"}
     state: ClassVar[Mapping[str, float]] = {"v": 0.0, "p": 0.0, "r": 0.0}
     training: ClassVar[Training] = Training(T=100, lr=1e-3, batch_size=50)
-    diagnostics = {"omega_clamped": lambda values: values.clamped.mean()}
+    diagnostics: ClassVar[Mapping[str, Any]] = {"omega_clamped": lambda values: values.clamped.mean()}
 
     def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
         p = (1 - 1 / self.tau_s) * m.p + x  # Eq. 2
@@ -79,7 +80,7 @@ class STRSBP(LearningRule):
     def couple(self, weight: Tensor, dx: Tensor, s_before: Tensor, sums: Any) -> tuple[Tensor, Tensor]:
         """z = (Omega - Theta)^-T delta of a recurrent layer, sample by sample (Eqs. 19, 20)."""
         e = torch.einsum("tni,tnp->nip", dx, s_before)  # S-PSPs within the layer
-        silent = dx.mean(0).unsqueeze(-1) if self.silent == "expected" else 0.0
+        silent = (dx[1:].sum(0) / sums.T).unsqueeze(-1) if self.silent == "expected" else 0.0  # heard a step later
         o = sums.o.unsqueeze(-2)
         theta = weight * torch.where(o > 0, e / o.clamp(min=1), silent) / self.v_threshold  # Eq. 19, with Eq. 27
         alone = sums.delta / sums.omega

@@ -4,7 +4,7 @@ For random trains the mean of e_ij is proportional to o_j (Fig. 3B), so the pape
 is o_j times a single cubic r(o_i), and de_ij/do_i is o_j r'(o_i).
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def mean_spsp(tau_m: float, tau_s: float, T: int, t_ref: int) -> tuple[np.ndarra
     return counts, np.array([_h(_trains(generator, o, T, t_ref), tau_m, tau_s, t_ref).mean() for o in counts])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fit(tau_m: float, tau_s: float, T: int, t_ref: int) -> tuple[tuple[float, ...], int]:
     counts, mean = mean_spsp(tau_m, tau_s, T, t_ref)
     if len(counts) == 1:

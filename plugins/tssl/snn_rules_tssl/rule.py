@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor
+
 from snn_rules import Capabilities, LearningRule, hookimpl, parameter, sweep
 from snn_rules.coding import psc, van_rossum_loss
 from snn_rules.ops import clip, heaviside, sigmoid, where
 from snn_rules.rule import Sweep, Training, Values
-from torch import Tensor
 
 PATTERNS = {"paper": (0.0, 1.0, 0.0, 1.0, 1.0), "code": (0.0, 1.0, 1.0, 1.0, 1.0)}
 
@@ -53,7 +54,7 @@ class TSSL(LearningRule):
     state: ClassVar[Mapping[str, float]] = {"v": 0.0, "i": 0.0, "a": 0.0}
     capabilities: ClassVar[Capabilities] = Capabilities(resets=("zero", "subtract"))
     training: ClassVar[Training] = Training(T=5, lr=5e-4, batch_size=50, clip=1.0, reduction="sum", normalize=True)
-    diagnostics = {"warmup_fraction": lambda values: values.warm.mean() / values.T}
+    diagnostics: ClassVar[Mapping[str, Any]] = {"warmup_fraction": lambda values: values.warm.mean() / values.T}
 
     def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
         i = x if self.psc == "output" else (1 - 1 / self.tau_s) * m.i + (1 / self.tau_s) * x  # Eq. 3, at the input

@@ -1,0 +1,122 @@
+"""Small image data sets, read from where they lie; nothing is downloaded unless that is asked for."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rule import RuleError
+
+DATASETS = ("digits", "mnist", "fashion-mnist")
+FOLDERS = {  # beneath the data root: torchvision's, a plain one, the root itself; and that of Debian's package
+    "mnist": (("MNIST/raw", "mnist", "."), ()),
+    "fashion-mnist": (("FashionMNIST/raw", "fashion-mnist", "."), ("/usr/share/datasets/fashion-mnist",)),
+}
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples `[N, C, H, W]` with values in [0, 1], class indices `[N]`."""
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample, (C, H, W)."""
+        return tuple(self.train_x.shape[1:])
+
+    def limit(self, train: int | None) -> Data:
+        """The first `train` samples for training, all for the test."""
+        if train is not None and train < 1:
+            raise RuleError(f"data: {train} samples for training are too few; take at least 1")
+        return replace(self, train_x=self.train_x[:train], train_y=self.train_y[:train])
+
+
+def load(name: str, root: str | Path = "data", download: bool = False) -> Data:
+    """A data set by its name; `root` is the folder of the data sets that lie in files.
+
+    "digits" (8 x 8, 1,437 for training and 360 for the test) comes with scikit-learn and needs no file. "mnist" and
+    "fashion-mnist" (28 x 28, 60,000 and 10,000) are idx files, gzipped or not, in torchvision's folders under `root`,
+    in `root/NAME`, or in `root`. With `download`, torchvision fetches what is not there.
+    """
+    if name not in DATASETS:
+        raise RuleError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+    return _digits() if name == "digits" else _idx(name, Path(root), download)
+
+
+def _digits() -> Data:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images.reshape(-1, 1, 8, 8) / 16, labels, test_size=0.2, random_state=0, stratify=labels)
+    train_x, test_x, train_y, test_y = (torch.from_numpy(part) for part in parts)
+    return Data("digits", train_x.float(), train_y.long(), test_x.float(), test_y.long(), 10)
+
+
+def _idx(name: str, root: Path, download: bool) -> Data:
+    under, fixed = FOLDERS[name]
+    folders = [*(root / folder for folder in under), *map(Path, fixed)]
+    files = _find(folders)
+    if files is None and download:
+        _download(name, root)
+        files = _find(folders)
+    if files is None:
+        remedy = f"pass --data-root with the folder that holds them, or --download{', or apt install dataset-fashion-mnist' if fixed else ''}"
+        raise RuleError(f"data set {name!r}: no {FILES[0]}[.gz] and its three companions in {', '.join(map(str, folders))}; {remedy}")
+    train_x, train_y, test_x, test_y = (_read(path) for path in files)
+    for images, labels, path in ((train_x, train_y, files[0]), (test_x, test_y, files[2])):
+        if images.dim() != 3 or labels.shape != images.shape[:1] or not len(labels):
+            shapes = f"{list(images.shape)} beside labels of shape {list(labels.shape)}"
+            raise RuleError(f"data set {name!r}: {str(path)!r} holds images of shape {shapes}; fetch the four files again")
+    return Data(name, _images(train_x), train_y.long(), _images(test_x), test_y.long(), 10)
+
+
+def _images(pixels: Tensor) -> Tensor:
+    return pixels.unsqueeze(1).float() / 255
+
+
+def _find(folders: Sequence[Path]) -> list[Path] | None:
+    """The four files, from the first folder that holds them all."""
+    for folder in folders:
+        found = [next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None) for name in FILES]
+        if all(found):
+            return [path for path in found if path]
+    return None
+
+
+def _read(path: Path) -> Tensor:
+    """An idx file of bytes: two zeros, the type (8), the number of axes, their sizes (big-endian), the values."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read()
+        if data[:3] != b"\0\0\x08":
+            raise ValueError(f"it begins with {data[:4]!r}, not with that of an idx file of bytes")
+        axes = data[3]
+        shape = np.frombuffer(data, ">i4", axes, 4)
+        return torch.from_numpy(np.frombuffer(data, np.uint8, -1, 4 + 4 * axes).reshape(shape).copy())
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as cause:
+        raise RuleError(f"data: {str(path)!r} cannot be read ({cause}); fetch it again") from cause
+
+
+def _download(name: str, root: Path) -> None:
+    from torchvision import datasets
+
+    try:
+        (datasets.MNIST if name == "mnist" else datasets.FashionMNIST)(str(root), download=True)
+    except (OSError, RuntimeError) as cause:
+        reason = " ".join(str(cause).split())
+        raise RuleError(f"data set {name!r}: the download to {str(root)!r} failed ({reason}); fetch it by hand and pass --data-root") from cause

@@ -1,0 +1,130 @@
+"""The papers' network strings: "15C5-P2-40C5-P2-300-10" is a SpikingJelly network under any rule.
+
+The input is not written down; each part is a layer:
+
+    400      fully connected, 400 neurons
+    R400     fully connected, 400 neurons that also hear each other, one step later
+    15C5     convolution, 15 channels, kernel 5 x 5, stride 1; "15C5p2" pads the image with 2 zeros on each side
+    P2       pooling over 2 x 2 windows: the mean or the maximum, as suits the rule
+
+No layer has a bias. Feature maps are flattened where a fully connected layer follows them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from .conversion import convert
+from .neuron import RuleNode
+from .recurrent import RecurrentNode, check_recurrent
+from .registry import get_rule
+from .rule import LearningRule, RuleError
+
+_PART = re.compile(r"(?P<recurrent>R)?(?P<dense>\d+)|(?P<channels>\d+)C(?P<kernel>\d+)(?:p(?P<padding>\d+))?|P(?P<pool>\d+)", re.ASCII)
+_UNDERSTOOD = "write layers joined by '-', such as 400, R400 (recurrent), 15C5 or 15C5p1 (convolution), P2 (pooling)"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a network string, and what it makes of its input."""
+
+    text: str
+    kind: str  # "dense", "recurrent", "conv" or "pool"
+    size: int  # neurons, channels, or the window of a pooling layer
+    kernel: int = 0
+    padding: int = 0
+
+
+def parse(text: str) -> tuple[Part, ...]:
+    """The parts of a network string; `RuleError` for what is no layer."""
+    parts = []
+    for word in text.split("-"):
+        found = _PART.fullmatch(word)
+        if not found:
+            raise RuleError(f"network {text!r}: {word!r} is no layer; {_UNDERSTOOD}")
+        if found["dense"]:
+            part = Part(word, "recurrent" if found["recurrent"] else "dense", int(found["dense"]))
+        elif found["channels"]:
+            part = Part(word, "conv", int(found["channels"]), int(found["kernel"]), int(found["padding"] or 0))
+        else:
+            part = Part(word, "pool", int(found["pool"]))
+        if part.size < 1 or (part.kind == "conv" and part.kernel < 1):
+            raise RuleError(f"network {text!r}: {word!r} has a size of 0; {_UNDERSTOOD}")
+        parts.append(part)
+    return tuple(parts)
+
+
+def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], classes: int | None = None) -> nn.Sequential:
+    """The network, in step mode 'm', with the weights from which `rule` learns (`rule.initialize`).
+
+    `input_shape` is that of a sample, `(C, H, W)` or `(F,)`: the network takes `rule.encode(x, T)` of `x[N, *input_shape]`.
+    With `classes`, a network that does not end in so many neurons is refused. The modules are named by their place in
+    the string: conv1, neuron1, pool2, flatten3, dense3, neuron3.
+    """
+    rule, parts, shape = get_rule(rule), parse(text), tuple(input_shape)
+    if classes is not None and (parts[-1].kind not in ("dense", "recurrent") or parts[-1].size != classes):
+        raise RuleError(f"network {text!r}: the last part is {parts[-1].text!r}, but the data has {classes} classes; end it with '-{classes}'")
+    net = nn.Sequential()
+    for place, part in enumerate(parts, 1):
+        where = f"network {text!r}: part {place}, {part.text!r},"
+        if part.kind in ("dense", "recurrent"):
+            if len(shape) > 1:
+                net.add_module(f"flatten{place}", layer.Flatten())
+                shape = (math.prod(shape),)
+            net.add_module(f"dense{place}", layer.Linear(shape[0], part.size, bias=False))
+            shape = (part.size,)
+        else:
+            made = _maps(part, shape, where)
+            net.add_module(f"{part.kind}{place}", _over_maps(part, rule, shape[0]))
+            shape = made
+        if part.kind != "pool":
+            net.add_module(f"neuron{place}", _neuron(part, rule, where, f"neuron{place}"))
+    functional.set_step_mode(net, "m")
+    if rule.capabilities.signal == "times":
+        convert(net, rule)
+    rule.initialize(net)
+    return net
+
+
+def _over_maps(part: Part, rule: LearningRule, channels: int) -> nn.Module:
+    made: nn.Module
+    if part.kind == "pool":
+        made = (layer.MaxPool2d if rule.capabilities.pooling == "max" else layer.AvgPool2d)(part.size)
+    else:
+        made = layer.Conv2d(channels, part.size, part.kernel, padding=part.padding, bias=False)
+    return made
+
+
+def _neuron(part: Part, rule: LearningRule, where: str, path: str) -> nn.Module:
+    if rule.capabilities.signal == "times":  # `convert` will fuse it with its synapse
+        if part.kind == "recurrent":
+            raise RuleError(f"{where} is recurrent, but {rule.name!r} sends each spike time forward, once; write {part.text[1:]!r}, or another rule")
+        return neuron.LIFNode(decay_input=False)  # type: ignore[no-any-return]
+    if part.kind == "recurrent":
+        check_recurrent(rule, where.rstrip(","))
+    node = RecurrentNode(part.size, rule) if part.kind == "recurrent" else RuleNode(rule)
+    node.path = path
+    return node
+
+
+def _maps(part: Part, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """The shape of the feature maps that the part makes."""
+    if len(shape) != 3:
+        raise RuleError(
+            f"{where} needs feature maps [C, H, W], but what comes in has {math.prod(shape)} neurons in a row; put it before fully connected parts"
+        )
+    channels, height, width = shape
+    if part.kind == "pool":
+        made = (channels, height // part.size, width // part.size)
+    else:
+        shrink = 2 * part.padding - part.kernel + 1
+        made = (part.size, height + shrink, width + shrink)
+    if min(made) < 1:
+        raise RuleError(f"{where} does not fit on feature maps of {height} x {width}; leave it out, or choose a smaller window")
+    return made

@@ -1,0 +1,275 @@
+"""One plain training loop for every rule: what differs between rules is the rule, and nothing here knows which it is."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+
+from . import checkpoint
+from .data import Data
+from .neuron import RuleNode
+from .registry import get_rule
+from .rule import LearningRule, RuleError
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {  # (epoch from 0, epochs) -> factor of the learning rate
+    "constant": lambda epoch, epochs: 1.0,
+    "sqrt": lambda epoch, epochs: 1 / math.sqrt(epoch + 1),
+    "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * epoch / epochs)),
+}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+MAY_CHANGE = ("epochs", "device")  # between a training and its resumption
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to train. `Config.of(rule)` has the rule's own settings."""
+
+    T: int = 10  # time steps a sample
+    lr: float = 1e-3
+    batch_size: int = 100
+    epochs: int = 10
+    seed: int = 0
+    clip: float | None = None  # largest norm of the whole gradient
+    reduction: str = "mean"  # of the loss over the batch: "mean", "sum"
+    normalize: bool = False  # samples of mean 0 and standard deviation 1, by the training set's
+    optimizer: str = "adamw"  # without weight decay, or "adam"
+    schedule: str = "constant"  # of the learning rate over epochs: or "sqrt", lr / sqrt(epoch), or "cosine", to zero
+    device: str = "cpu"
+    network: str = ""  # how the network was written down: kept in the checkpoint, compared on resume
+
+    def __post_init__(self) -> None:
+        for name in ("T", "batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise RuleError(f"training: {name}={getattr(self, name)!r} should be a whole number, at least 1")
+        if not self.lr > 0 or not math.isfinite(self.lr):
+            raise RuleError(f"training: lr={self.lr!r} should be a number above 0")
+        for name, choices in (("schedule", tuple(SCHEDULES)), ("optimizer", tuple(OPTIMIZERS)), ("reduction", ("mean", "sum"))):
+            if getattr(self, name) not in choices:
+                raise RuleError(f"training: {name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+        if self.device not in ("cpu", "cuda"):
+            raise RuleError(f"training: device={self.device!r} is not one of cpu, cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise RuleError("training: device='cuda', but torch sees no CUDA device here; leave --device out, and see snn-rules doctor")
+
+    @classmethod
+    def of(cls, rule: LearningRule, **overrides: Any) -> Config:
+        """The settings with which `rule` learns out of the box; an override of None is none."""
+        own = {f.name: getattr(rule.training, f.name) for f in fields(rule.training) if f.name != "options"}
+        return cls(**own | {name: value for name, value in overrides.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch left behind."""
+
+    loss: float  # a sample, over the epoch
+    train_accuracy: float  # of the outputs from which the epoch learned, 0 to 1
+    test_accuracy: float
+    firing: dict[str, float]  # of each layer on the test set: spikes a neuron-step, or the fraction that fired for spike times
+    firing_mean: float  # the same, over all neurons
+    seconds: float  # test included
+    step_ms: float  # median time of a training step: encode, forward, backward, optimiser
+
+
+@dataclass
+class History:
+    """The epochs of a training, in order."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """The index of the epoch of the highest test accuracy, the first of equals."""
+        return max(range(len(self.epochs)), key=lambda epoch: self.epochs[epoch].test_accuracy)
+
+    @property
+    def last(self) -> Epoch:
+        return self.epochs[-1]
+
+
+def configured(name: str, options: Mapping[str, Any] | None = None) -> LearningRule:
+    """The rule with the options it trains with out of the box, over which `options` win."""
+    given = get_rule(name, **(options or {}))
+    return get_rule(name, **{**given.training.options, **given.resolve(options or {})})
+
+
+def fit(
+    net: nn.Module,
+    rule: LearningRule,
+    data: Data,
+    config: Config,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[int, int, int], None] | None = None,
+    on_epoch: Callable[[int, History], None] | None = None,
+) -> History:
+    """Train `net` by `rule`, and return what each epoch left behind.
+
+    With a `folder`, `checkpoint.pt` in it is written after each epoch, and `resume` goes on from there: to the bit as
+    if there had been no break. `on_step(epoch, step, steps)` and `on_epoch(epoch, history)` are told of progress.
+    The same seed gives the same curve (and the same initial weights, if the caller has used it to make them).
+    """
+    if folder is None:
+        return _Trainer(net, rule, data, config).run(None, History(), on_step, on_epoch)
+    path = Path(folder) / "checkpoint.pt"
+    with _alone(Path(folder)):
+        trainer, history = _Trainer(net, rule, data, config), History()
+        if resume:
+            history = trainer.restore(path, checkpoint.load(path))
+        elif path.exists():
+            raise RuleError(f"{str(folder)!r} holds a training already; pass --resume to go on with it, or another --out")
+        return trainer.run(path, history, on_step, on_epoch)
+
+
+class _Trainer:
+    def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config):
+        self.net, self.rule, self.data, self.config = net.to(config.device), rule, data, config
+        mean, std = (float(data.train_x.mean()), float(data.train_x.std())) if config.normalize else (0.0, 1.0)
+        self.scale = lambda x: (x - mean) / std if config.normalize else x
+        self.optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=0.0)
+        torch.manual_seed(config.seed)
+
+    def run(self, path: Path | None, history: History, on_step: Any, on_epoch: Any) -> History:
+        for epoch in range(len(history.epochs), self.config.epochs):
+            history.epochs.append(self.epoch(epoch, on_step or (lambda *_: None)))
+            if path:
+                checkpoint.save(path, self.state(history))
+            if on_epoch:
+                on_epoch(epoch, history)
+        return history
+
+    def epoch(self, epoch: int, on_step: Callable[[int, int, int], None]) -> Epoch:
+        begun, times, config = time.perf_counter(), [], self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * SCHEDULES[config.schedule](epoch, config.epochs)
+        order = torch.split(torch.randperm(len(self.data.train_y)), config.batch_size)  # type: ignore[no-untyped-call]
+        total, hits = 0.0, 0
+        self.net.train()
+        for step, index in enumerate(order):
+            clock = time.perf_counter()
+            x, y = self.batch(self.data.train_x[index], self.data.train_y[index])
+            loss, out = self.step(x, y)
+            if not math.isfinite(loss):
+                raise RuleError(f"training: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower the learning rate (--lr)")
+            times.append(time.perf_counter() - clock)
+            total += loss * (1 if config.reduction == "sum" else len(y))
+            hits += int((self.rule.predict(out) == y).sum())
+            on_step(epoch, step + 1, len(order))
+        count = len(self.data.train_y)
+        accuracy, firing, mean = self.test()
+        seconds, step_ms = time.perf_counter() - begun, 1000 * statistics.median(times)
+        return Epoch(total / count, hits / count, accuracy, firing, mean, seconds, step_ms)
+
+    def step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
+        out = self.net(self.rule.encode(x, self.config.T))
+        loss = self.rule.loss(out, y, reduction=self.config.reduction)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        self.optimizer.step()
+        functional.reset_net(self.net)
+        return loss.item(), out.detach()
+
+    @torch.no_grad()
+    def test(self) -> tuple[float, dict[str, float], float]:
+        """Accuracy and firing on the test set; random input codes are drawn anew from the seed, the same ones each time."""
+        self.net.eval()
+        hits = 0
+        devices = range(torch.cuda.device_count()) if self.config.device != "cpu" else ()
+        with torch.random.fork_rng(devices), _firing(self.net, self.rule) as fired:
+            torch.manual_seed(self.config.seed)
+            for index in torch.split(torch.arange(len(self.data.test_y)), self.config.batch_size):  # type: ignore[no-untyped-call]
+                x, y = self.batch(self.data.test_x[index], self.data.test_y[index])
+                hits += int((self.rule.predict(self.net(self.rule.encode(x, self.config.T))) == y).sum())
+                functional.reset_net(self.net)
+        spikes, places = sum(s for s, _ in fired.values()), sum(n for _, n in fired.values())
+        return hits / len(self.data.test_y), {path: s / n for path, (s, n) in fired.items()}, spikes / max(places, 1)
+
+    def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scale(x).to(self.config.device), y.to(self.config.device)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed training must have in common with the one that it goes on with."""
+        config = {k: v for k, v in asdict(self.config).items() if k not in MAY_CHANGE or (k == "epochs" and self.config.schedule == "cosine")}
+        data = {"data set": self.data.name, "samples for training": len(self.data.train_y)}
+        return {"rule": self.rule.name, **{f"option {k}": v for k, v in asdict(self.rule).items()}, **config, **data}
+
+    def state(self, history: History) -> dict[str, Any]:
+        rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if self.config.device != "cpu" else []}
+        return {
+            "identity": self.identity(),
+            "config": asdict(self.config),
+            "epoch": len(history.epochs),
+            "network": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng,
+            "history": [asdict(epoch) for epoch in history.epochs],
+        }
+
+    def restore(self, path: Path, state: dict[str, Any]) -> History:
+        was, now = state["identity"], self.identity()
+        differs = [f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in {**was, **now} if was.get(k) != now.get(k)]
+        if differs:
+            raise RuleError(f"checkpoint {str(path)!r} is of another training: {'; '.join(differs)}; pass the same settings, or another --out")
+        try:
+            self.net.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as cause:
+            reason = " ".join(str(cause).split())
+            raise RuleError(f"checkpoint {str(path)!r} is of another network: {reason}") from cause
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] and self.config.device != "cpu":
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        return History([Epoch(**epoch) for epoch in state["history"]])
+
+
+@contextmanager
+def _firing(net: nn.Module, rule: LearningRule) -> Iterator[dict[str, tuple[float, int]]]:
+    """Counts, for each layer of neurons, its spikes and the places where there could have been one."""
+    counted: dict[str, tuple[float, int]] = {}
+    window = getattr(rule, "window", math.inf) if rule.capabilities.signal == "times" else None  # silent: at its end
+
+    def count(path: str, out: Tensor) -> None:
+        spikes, places = counted.get(path, (0.0, 0))
+        fired = out if window is None else (out < window).float()
+        counted[path] = spikes + float(fired.sum()), places + fired.numel()
+
+    nodes = [(path, module) for path, module in net.named_modules() if isinstance(module, RuleNode)]
+    hooks = [node.register_forward_hook(lambda _, __, out, path=path: count(path, out)) for path, node in nodes]
+    try:
+        yield counted
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second training in the same folder."""
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout as cause:
+        raise RuleError(f"{str(folder)!r} is in use by another training; wait for it, or choose another --out") from cause
+    except OSError as cause:
+        raise RuleError(f"{str(folder)!r} cannot be used as a folder for the training ({cause.strerror}); choose another --out") from cause
+    try:
+        yield
+    finally:
+        lock.release()
