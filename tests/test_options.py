@@ -1,0 +1,71 @@
+"""The options of a rule, how wrong ones are refused, and the rule as an immutable value."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+import snn_rules
+from snn_rules import LearningRule, RuleError, parameter
+from snn_rules.registry import Registry
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tua_m": 5.0}, r"tssl: unknown option 'tua_m' \(did you mean 'tau_m'\?\); it takes decay_input, tau_m, tau_s, "),
+        ({"quux": 5.0}, r"tssl: unknown option 'quux'; it takes decay_input, tau_m"),
+        ({"tau_m": 0.5}, r"tssl: tau_m=0.5 should lie between 1 and inf"),
+        ({"tau_m": float("nan")}, r"tssl: tau_m=nan should lie between 1 and inf"),
+        ({"tau_m": "5"}, r"tssl: tau_m='5' should be a number"),
+        ({"tau_m": True}, r"tssl: tau_m=True should be a number"),
+        ({"tau_m": None}, r"tssl: tau_m=None should be a number"),
+        ({"intra": 1}, r"tssl: intra=1 should be True or False"),
+        ({"dadt": "eq12"}, r"tssl: dadt='eq12' is not one of 'code', 'shift', 'continuous'"),
+        ({"tau": 5.0, "tau_m": 5.0}, r"tssl: 'tau_m' is given twice, once under its alias; keep one"),
+        ({"tau_m": float("inf"), "decay_input": True}, r"tssl: decay_input=True divides the input by tau_m and needs a finite one"),
+    ],
+)
+def test_an_impossible_option_is_refused(options: dict[str, object], message: str) -> None:
+    for refused in (lambda: snn_rules.get_rule("tssl", **options), lambda: snn_rules.get_rule("tssl").replace(**options)):
+        with pytest.raises(RuleError, match=f"^{message}") as refusal:
+            refused()
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(1.5, "a whole number"), (float("inf"), "a whole number"), (float("nan"), "a whole number"), (4, "lie between 0 and 3")]
+)
+def test_a_whole_number_stays_whole(monkeypatch: pytest.MonkeyPatch, value: float, message: str) -> None:
+    monkeypatch.setattr("snn_rules.registry._registry", registry := Registry())
+
+    @dataclasses.dataclass(frozen=True)
+    class Ordered(LearningRule):
+        order: int = parameter(1, low=0, high=3)
+        name = "ordered"
+
+    registry.register(Ordered)
+    assert type(snn_rules.get_rule("ordered", order=2.0).order) is int
+    with pytest.raises(RuleError, match=f"ordered: order={value} should {'be ' if 'whole' in message else ''}{message}"):
+        snn_rules.get_rule("ordered", order=value)
+
+
+def test_an_alias_sets_its_parameter_and_is_suggested_only_where_it_has_a_meaning() -> None:
+    assert snn_rules.get_rule("tssl", tau=4) == snn_rules.get_rule("tssl", tau_m=4.0)
+    with pytest.raises(RuleError) as refusal:
+        snn_rules.get_rule("stdbp", tau=4)
+    assert "unknown option 'tau'" in str(refusal.value)
+    assert "did you mean 'tau'" not in str(refusal.value)
+
+
+def test_a_rule_is_a_value() -> None:
+    rule = snn_rules.get_rule("tssl", tau_m=4)
+    same = snn_rules.get_rule(rule)
+    other = rule.replace(tau=6, dadt="shift")
+    assert rule == same == pickle.loads(pickle.dumps(rule)) == copy.deepcopy(rule)
+    assert len({rule, same, other}) == 2
+    assert (rule.tau_m, other.tau_m, other.dadt, other.tau_s) == (4.0, 6.0, "shift", rule.tau_s)
+    assert snn_rules.get_rule(rule, tau_m=6, dadt="shift") == other != rule
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rule.tau_m = 5.0  # type: ignore[misc]
