@@ -79,10 +79,10 @@ def convert(net: nn.Module, rule: str | LearningRule, **options: Any) -> nn.Modu
     if not sites:
         raise RuleError(f"convert: {type(net).__name__} holds no spiking neuron")
     unfused = [module for module in net.modules() if hasattr(module, "unfuse")]
-    if wanted.fuse(net, sites):
+    configured = {path: _configured(path, module, wanted, given) for path, module in sites.items()}
+    if wanted.fuse(net, {path: rule for path, (_, rule, _) in configured.items()}):
         return net
     containers = _containers(net, wanted)
-    configured = {path: _configured(path, module, wanted, given) for path, module in sites.items()}
     for module in unfused:
         module.unfuse()  # type: ignore[operator]
     for path, module in sites.items():

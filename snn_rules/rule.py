@@ -200,8 +200,11 @@ class LearningRule:
         offered = {k: v for k, v in site.options().items() if k in names and k not in given}
         return dataclasses.replace(self, **offered)
 
-    def fuse(self, net: nn.Module, sites: Mapping[str, nn.Module]) -> bool:
-        """Replace pairs of synapse and neuron by the rule's own layers; True if it did (STDBP's event mode only)."""
+    def fuse(self, net: nn.Module, rules: Mapping[str, LearningRule]) -> bool:
+        """Replace pairs of synapse and neuron by the rule's own layers; True if it did (STDBP's event mode only).
+
+        `rules` holds, by the path of each neuron, this rule with the constants of that place.
+        """
         return False
 
     def initialize(self, net: nn.Module) -> nn.Module:

@@ -138,16 +138,16 @@ class FusedNode(RuleNode):
         self.__class__ = RuleNode
 
 
-def fuse(rule: STDBP, net: nn.Module, sites: Mapping[str, nn.Module]) -> None:
+def fuse(net: nn.Module, rules: Mapping[str, STDBP]) -> None:
     """Turn each Linear or Conv2d and the neuron after it into a layer of first spikes, in place; refuse the rest by path."""
-    leaves = [(path, module) for path, module in net.named_modules() if path in sites or not list(module.children())]
-    leaves = [(path, module) for path, module in leaves if not any(path.startswith(f"{site}.") for site in sites)]
+    leaves = [(path, module) for path, module in net.named_modules() if path in rules or not list(module.children())]
+    leaves = [(path, module) for path, module in leaves if not any(path.startswith(f"{site}.") for site in rules)]
     plan: list[tuple[str, nn.Module, type[nn.Module]]] = []
     pending: tuple[str, nn.Module] | None = None
     for path, module in leaves:
-        if pending and path not in sites:
+        if pending and path not in rules:
             raise RuleError(_refusal(*pending, "has no neuron right after it; put one there"))
-        if path in sites:
+        if path in rules:
             if pending is None:
                 raise RuleError(_refusal(path, module, "has no Linear or Conv2d right before it; put one there"))
             plan.append((path, module, FusedNode))
@@ -166,8 +166,10 @@ def fuse(rule: STDBP, net: nn.Module, sites: Mapping[str, nn.Module]) -> None:
             )
     if pending:
         raise RuleError(_refusal(*pending, "has no neuron right after it; put one there"))
-    for path, module, fused in plan:
-        _become(rule, path, module, fused)
+    rule = None
+    for path, module, fused in reversed(plan):  # a synapse has the rule of the neuron after it, a pool that of the layer after it
+        rule = rules.get(path, rule)
+        _become(rule or next(iter(rules.values())), path, module, fused)
 
 
 def _become(rule: STDBP, path: str, module: nn.Module, fused: type[nn.Module]) -> None:

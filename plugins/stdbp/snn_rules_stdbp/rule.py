@@ -95,12 +95,12 @@ class STDBP(LearningRule):
             "s_slope": where(s > 0.0, m.slope, m.s_slope),
         }
 
-    def fuse(self, net: nn.Module, sites: Mapping[str, nn.Module]) -> bool:
+    def fuse(self, net: nn.Module, rules: Mapping[str, LearningRule]) -> bool:
         if self.mode == "clock":
             return False
         from .event import fuse
 
-        fuse(self, net, sites)
+        fuse(net, rules)  # type: ignore[arg-type]
         return True
 
     # ---- in a network ------------------------------------------------------------------------------------------

@@ -38,9 +38,7 @@ def run(rule: STRSBP, layer: Layer, below: list[list[float]]) -> list[list[float
 def eps(rule: STRSBP, t_i: int, before: int, t_j: int, delay: int) -> float:
     """Eq. 4 in Euler steps: what a spike sent at t_j adds to the potential at t_i of a neuron that fired last at `before`."""
     start = max(t_j + delay, before + rule.t_ref + 1)
-    return sum(
-        (1 - 1 / rule.tau_m) ** (t_i - t) * (1 / rule.tau_s) * (1 - 1 / rule.tau_s) ** (t - t_j - delay) for t in range(start, t_i + 1)
-    )
+    return sum((1 - 1 / rule.tau_m) ** (t_i - t) * (1 / rule.tau_s) * (1 - 1 / rule.tau_s) ** (t - t_j - delay) for t in range(start, t_i + 1))
 
 
 def eps_continuous(tau_m: float, tau_s: float, s: float, t: float) -> float:
