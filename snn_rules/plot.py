@@ -27,7 +27,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], title:
     axes = figure.subplots()
     for (name, runs), colour, style in zip(curves.items(), cycle(COLOURS), cycle(STYLES), strict=False):
         values = 100 * np.asarray(runs, dtype=float)
-        epochs, mean, std = np.arange(1, values.shape[1] + 1), values.mean(0), values.std(0)
+        epochs, mean, std = np.arange(1, values.shape[1] + 1), values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
         axes.plot(epochs, mean, color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=3, label=f"{name}  {mean[-1]:.1f} %")
         if len(values) > 1:
             axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
@@ -39,6 +39,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], title:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
+    FigureCanvasAgg(figure)
     picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
+    figure.savefig(picture, format="png")
     checkpoint.write(path, lambda file: file.write(picture.getvalue()))

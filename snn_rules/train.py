@@ -134,8 +134,7 @@ def fit(
 class _Trainer:
     def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config):
         self.net, self.rule, self.data, self.config = net.to(config.device), rule, data, config
-        mean, std = (float(data.train_x.mean()), float(data.train_x.std())) if config.normalize else (0.0, 1.0)
-        self.scale = lambda x: (x - mean) / std if config.normalize else x
+        self.mean, self.std = (float(data.train_x.mean()), float(data.train_x.std())) if config.normalize else (0.0, 1.0)
         self.optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=0.0)
         torch.manual_seed(config.seed)
 
@@ -152,7 +151,7 @@ class _Trainer:
         begun, times, config = time.perf_counter(), [], self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * SCHEDULES[config.schedule](epoch, config.epochs)
-        order = torch.split(torch.randperm(len(self.data.train_y)), config.batch_size)  # type: ignore[no-untyped-call]
+        order = torch.split(torch.randperm(len(self.data.train_y)), config.batch_size)
         total, hits = 0.0, 0
         self.net.train()
         for step, index in enumerate(order):
@@ -189,7 +188,7 @@ class _Trainer:
         devices = range(torch.cuda.device_count()) if self.config.device != "cpu" else ()
         with torch.random.fork_rng(devices), _firing(self.net, self.rule) as fired:
             torch.manual_seed(self.config.seed)
-            for index in torch.split(torch.arange(len(self.data.test_y)), self.config.batch_size):  # type: ignore[no-untyped-call]
+            for index in torch.split(torch.arange(len(self.data.test_y)), self.config.batch_size):
                 x, y = self.batch(self.data.test_x[index], self.data.test_y[index])
                 hits += int((self.rule.predict(self.net(self.rule.encode(x, self.config.T))) == y).sum())
                 functional.reset_net(self.net)
@@ -197,7 +196,8 @@ class _Trainer:
         return hits / len(self.data.test_y), {path: s / n for path, (s, n) in fired.items()}, spikes / max(places, 1)
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.scale(x).to(self.config.device), y.to(self.config.device)
+        scaled = (x - self.mean) / self.std if self.config.normalize else x
+        return scaled.to(self.config.device), y.to(self.config.device)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 

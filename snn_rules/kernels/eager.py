@@ -43,6 +43,7 @@ class Eager:
     """Torch operations, step by step; `unbind` keeps them O(T)."""
 
     name = "eager torch"
+    why = "the reference: torch operations, one time step after another"
 
     def forward(
         self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None

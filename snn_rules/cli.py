@@ -1,0 +1,230 @@
+"""The command `snn-rules`. What needs torch is imported where it is used: `snn-rules list` answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+from typer.core import TyperGroup
+
+from .console import err, out, plain, table
+from .registry import get_rule, rules
+from .rule import RuleError
+
+
+class Commands(TyperGroup):
+    """Ends every refusal as one red line and exit code 2; `--debug`, wherever it stands, shows the traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.obj = shlex.join(["snn-rules", *args])
+        return super().parse_args(ctx, sorted(args, key=lambda word: word != "--debug"))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RuleError as refusal:
+            if ctx.params.get("debug"):
+                raise
+            err.print(f"snn-rules: {' '.join(str(refusal).split())}", style="red", soft_wrap=True)
+            raise typer.Exit(2) from refusal
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error instead of one line.")] = False,
+) -> None:
+    """Learning rules for spiking neural networks, as plugins of SpikingJelly.
+
+    First steps:  snn-rules list,  snn-rules info tssl,  snn-rules train --rule tssl  (a minute, no data needed),
+    snn-rules compare --rules surrogate,tssl.
+    """
+
+
+# ---- what there is ---------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_rules() -> None:
+    """The installed rules, the distribution each comes from, and what keeps one from working. Imports none of them."""
+    shown = table("rule", "distribution", "version", "state")
+    for info in sorted(rules().values(), key=lambda info: info.name):
+        shown.add_row(info.name, info.distribution, info.version, Text(info.error or "ready", style="red" if info.error else "green"))
+    out.print(shown)
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, as snn-rules list names it.")]) -> None:
+    """One rule: what it does, its parameters with their units, what it can do, and the paper behind it."""
+    rule = get_rule(name)
+    can, training = rule.capabilities, rule.training
+    out.print(f"{rule.name}\n", style="bold")
+    out.print(inspect.getdoc(type(rule)) or "", soft_wrap=True)
+    shown = table("parameter", "default", "unit", "choices", "meaning")
+    for field in dataclasses.fields(rule):
+        meta = field.metadata
+        shown.add_row(field.name, str(field.default), meta["unit"] or "-", " | ".join(map(str, meta["choices"])) or _range(meta), meta["help"])
+    out.print("\nParameters (--option NAME=VALUE, or keywords of RuleNode and convert)", style="bold")
+    out.print(shown)
+    aliases = [f"{alias} = {meant}" for alias, meant in rule.aliases.items() if meant in vars(rule)]
+    facts = {
+        "aliases": ", ".join(aliases) or "none",
+        "equations": rule.equations or "not stated",
+        "cite": rule.cite or "not stated",
+        "gradient": "the exact derivative of the forward pass" if can.exact else "the rule's own",
+        "learns in": "step modes 'm' and 's'" if can.single_step else "step mode 'm': it needs the whole spike train",
+        "sends": "spike times" if can.signal == "times" else "spikes",
+        "resets": ", ".join(can.resets),
+        "pooling": "maximum" if can.pooling == "max" else "mean",
+        "trains with": ", ".join(f"{f.name} {plain(getattr(training, f.name))}" for f in dataclasses.fields(training)),
+    }
+    out.print()
+    for key, value in facts.items():
+        out.print(Text.assemble((f"{key:12}", "bold"), value), soft_wrap=True)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False) -> None:
+    """What is installed here, whether each rule loads, and what would run it."""
+    report = _examine()
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    for key, value in report.items():
+        if key != "rules":
+            out.print(Text.assemble((f"{key:14}", "bold"), str(value)), soft_wrap=True)
+    shown = table("rule", "distribution", "version", "loads", "runs here by")
+    for rule in report["rules"]:
+        state = Text("yes", style="green") if rule["loads"] else Text(f"no: {rule['error']}", style="red")
+        shown.add_row(rule["name"], rule["distribution"], rule["version"], state, f"{rule['executor']}: {rule['why']}" if rule["loads"] else "-")
+    out.print(shown)
+
+
+def _examine() -> dict[str, Any]:
+    import torch
+
+    from .experiments import versions
+    from .kernels import executor
+
+    found = []
+    for known in sorted(rules().values(), key=lambda known: known.name):
+        entry: dict[str, Any] = {"name": known.name, "distribution": known.distribution, "version": known.version}
+        try:
+            runner = executor(get_rule(known.name), torch.zeros(1, 1, 1))
+            entry |= {"loads": True, "error": None, "executor": runner.name, "why": runner.why}
+        except RuleError as refusal:
+            entry |= {"loads": False, "error": str(refusal), "executor": None, "why": None}
+        found.append(entry)
+    cuda = torch.cuda.is_available()
+    return versions() | {
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        "cuda": torch.cuda.get_device_name() if cuda else f"no device (torch is built for {torch.version.cuda or 'the CPU alone'})",
+        "left out": os.environ.get("SNN_RULES_DISABLE", "") or "no rule (SNN_RULES_DISABLE)",
+        "rules": found,
+    }
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+NetworkOption = Annotated[
+    str,
+    typer.Option(
+        help="Layers after the input, joined by '-': 400 dense, R400 recurrent, 15C5 convolution, 12C5p1 padded, P2 pooling. Ends in the classes."
+    ),
+]
+DatasetOption = Annotated[str, typer.Option(help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28).")]
+RootOption = Annotated[Path, typer.Option(help="Folder of the data files, in torchvision's layout or as plain idx files, gzipped or not.")]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Let torchvision fetch what is missing into the data root; otherwise nothing is downloaded.")
+]
+EpochsOption = Annotated[int, typer.Option(help="Walks over the training set.")]
+StepsOption = Annotated[int | None, typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the rule's own.")]
+RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW, without weight decay. Default: the rule's own.")]
+BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own.")]
+ScheduleOption = Annotated[str, typer.Option(help="Learning rate over epochs: constant, sqrt (lr / sqrt(epoch)) or cosine (down to 0).")]
+LimitOption = Annotated[int | None, typer.Option(help="Train on the first N samples only.", metavar="N")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    rule: Annotated[str, typer.Option(help="The learning rule; snn-rules list names those installed.")],
+    network: NetworkOption = "100-10",
+    dataset: DatasetOption = "digits",
+    data_root: RootOption = Path("data"),
+    download: DownloadOption = False,
+    epochs: EpochsOption = 10,
+    T: StepsOption = None,
+    lr: RateOption = None,
+    batch_size: BatchOption = None,
+    schedule: ScheduleOption = "constant",
+    seed: Annotated[int, typer.Option(help="Of weights, order and random input codes: the same seed gives the same curve.")] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A parameter of the rule (snn-rules info RULE shows them); can be repeated.", metavar="KEY=VALUE")
+    ] = None,
+    limit_train: LimitOption = None,
+    device: DeviceOption = "cpu",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for checkpoint.pt and history.json. Default: a new one, runs/DATASET-RULE-N.", metavar="DIR")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, to the bit as if there had been no break.")] = False,
+) -> None:
+    """Train a network by one rule. The rule's own settings are the defaults: 'trains with' in snn-rules info RULE."""
+    from . import experiments
+
+    settings = {"T": T, "lr": lr, "batch_size": batch_size, "epochs": epochs, "schedule": schedule, "device": device}
+    task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings)
+    experiments.train(task, rule, option or [], seed, folder, resume)
+
+
+@app.command()
+def compare(
+    ctx: typer.Context,
+    rules: Annotated[
+        str, typer.Option(help="Rules, joined by ','; options of a rule follow it: surrogate,tssl,stdbp:mode=event.", metavar="A,B,...")
+    ],
+    network: NetworkOption = "100-10",
+    dataset: DatasetOption = "digits",
+    data_root: RootOption = Path("data"),
+    download: DownloadOption = False,
+    epochs: EpochsOption = 10,
+    T: StepsOption = None,
+    lr: RateOption = None,
+    batch_size: BatchOption = None,
+    schedule: ScheduleOption = "constant",
+    seeds: Annotated[str, typer.Option(help="Seeds, joined by ','; every rule is trained once with each.")] = "0,1",
+    limit_train: LimitOption = None,
+    device: DeviceOption = "cpu",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for compare.json and compare.png. Default: a new one, runs/DATASET-compare-N.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Train the same network with the same seeds by several rules: a table, curves of accuracy, a JSON of all runs."""
+    from . import experiments
+
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise RuleError(f"compare: --seeds {seeds!r} should be whole numbers joined by ',', such as 0,1,2")
+    settings = {"T": T, "lr": lr, "batch_size": batch_size, "epochs": epochs, "schedule": schedule, "device": device}
+    task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings)
+    labels = list(dict.fromkeys(label.strip() for label in rules.split(",")))
+    experiments.compare(task, labels, list(dict.fromkeys(int(seed) for seed in seeds.split(","))), folder)
+
+
+def _range(meta: Mapping[str, Any]) -> str:
+    """The range of a number, as far as it has ends."""
+    low, high = meta["low"], meta["high"]
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if math.isfinite(low) else f"at most {high:g}" if math.isfinite(high) else ""

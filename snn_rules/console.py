@@ -1,0 +1,39 @@
+"""What the commands print with: two consoles, tables, a progress bar, warnings as single lines."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(markup=False, highlight=False, emoji=False)
+err = Console(markup=False, highlight=False, emoji=False, stderr=True)
+
+
+def table(*columns: str, right: int | None = None) -> Table:
+    """A table without frame; columns from index `right` on hold numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if right is not None and index >= right else "left", overflow="fold")
+    return made
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar that is gone when it is done; meanwhile warnings are single yellow lines above it."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with warnings.catch_warnings(), Progress(*columns, console=out, transient=True) as bar:
+        warnings.showwarning = lambda message, *_, **__: err.print(f"snn-rules: warning: {message}", style="yellow", soft_wrap=True)
+        yield bar
+
+
+def plain(value: Any) -> str:
+    """A value as one writes it: no quotes, no braces."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={plain(v)}" for key, v in value.items()) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,169 @@
+"""What `snn-rules train` and `snn-rules compare` do: networks trained by rules, printed and written down."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint, data, plot
+from .console import err, out, progress, table
+from .network import network
+from .registry import rules
+from .rule import LearningRule, RuleError
+from .train import Config, History, configured, fit
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, whatever the rule; None leaves a setting to the rule."""
+
+    command: str  # as it was typed
+    network: str
+    dataset: str
+    data_root: Path
+    download: bool
+    limit_train: int | None
+    settings: Mapping[str, Any]  # of `Config`
+
+    def data(self) -> data.Data:
+        return data.load(self.dataset, self.data_root, self.download).limit(self.limit_train)
+
+    def config(self, rule: LearningRule, seed: int) -> Config:
+        return Config.of(rule, **self.settings, network=self.network, seed=seed)
+
+    def folder(self, out: Path | None, what: str) -> Path:
+        """The folder asked for, or the first of runs/DATASET-WHAT-1, -2, ... that is not there."""
+        fresh = (Path("runs") / f"{self.dataset}-{what}-{n}" for n in count(1))
+        return out or next(path for path in fresh if not path.exists())
+
+    def about(self, *chosen: LearningRule) -> dict[str, Any]:
+        """What one needs to do it again."""
+        return {"command": self.command, "versions": versions(*chosen), "network": self.network, "dataset": self.dataset}
+
+
+def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path | None, resume: bool) -> None:
+    """One rule, with a checkpoint and history.json after each epoch."""
+    if resume and folder is None:
+        raise RuleError("train: --resume needs --out with the folder of the training to go on with")
+    rule = configured(name, dict(map(option, options)))
+    samples, config, where = task.data(), task.config(rule, seed), task.folder(folder, name)
+    about = {**task.about(rule), "rule": name, "options": asdict(rule), "cite": rule.cite, "config": asdict(config)}
+
+    def put(history: History) -> None:
+        best = {"best_epoch": history.best + 1, "best_test_accuracy": history.epochs[history.best].test_accuracy}
+        write_json(where / "history.json", {**about, **best, **asdict(history)})
+
+    try:
+        history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, put)
+    except KeyboardInterrupt:
+        err.print(f"snn-rules: stopped; --out {shlex.quote(str(where))} --resume goes on after the last whole epoch", style="yellow", soft_wrap=True)
+        raise
+    put(history)
+    top, last = history.epochs[history.best].test_accuracy, history.last.test_accuracy
+    written = f"wrote {where / 'checkpoint.pt'} and {where / 'history.json'}"
+    out.print(f"best {top:.2%} (epoch {history.best + 1}), last {last:.2%}; {written}", style="bold", soft_wrap=True)
+
+
+def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Path | None) -> None:
+    """The same network by several rules, once a seed; a label is a rule and its options, "stdbp:mode=event"."""
+    chosen = {label: configured(label.split(":")[0], dict(map(option, label.split(":")[1:]))) for label in labels}
+    samples, where = task.data(), task.folder(folder, "compare")
+    configs = {(label, seed): task.config(rule, seed) for label, rule in chosen.items() for seed in seeds}
+    for rule in chosen.values():  # refuse before the first training, not after it
+        network(task.network, rule, samples.shape, samples.classes)
+    runs = {key: _fit(chosen[key[0]], samples, config, f"{key[0]}, seed {key[1]}") for key, config in configs.items()}
+
+    shown = table("rule", "T", "test accuracy", "best", "firing", "ms a step", right=1)
+    results: dict[str, Any] = {}
+    for label, rule in chosen.items():
+        histories, config = [runs[label, seed] for seed in seeds], configs[label, seeds[0]]
+        last = [history.last.test_accuracy for history in histories]
+        summary = {
+            "test_accuracy_mean": statistics.mean(last),
+            "test_accuracy_std": statistics.stdev(last) if len(last) > 1 else 0.0,
+            "best_test_accuracy_mean": statistics.mean(history.epochs[history.best].test_accuracy for history in histories),
+            "firing_mean": statistics.mean(history.last.firing_mean for history in histories),
+            "step_ms": statistics.mean(history.last.step_ms for history in histories),
+        }
+        mean, std, best, firing, step_ms = summary.values()
+        shown.add_row(label, str(config.T), f"{mean:.2%} ± {100 * std:.2f}", f"{best:.2%}", f"{firing:.4f}", f"{step_ms:.1f}")
+        epochs = {str(seed): asdict(history)["epochs"] for seed, history in zip(seeds, histories, strict=True)}
+        results[label] = {"options": asdict(rule), "cite": rule.cite, "config": asdict(config), **summary, "seeds": epochs}
+    over = f"mean ± standard deviation of seeds {', '.join(map(str, seeds))}"
+    out.print(f"{task.network} on {task.dataset} after the last epoch, {over}", style="bold", soft_wrap=True)
+    out.print(shown)
+    out.print("firing: spikes a neuron and step; for spike times the fraction of neurons that fired", style="dim", soft_wrap=True)
+    write_json(where / "compare.json", {**task.about(*chosen.values()), "seeds": list(seeds), "rules": results})
+    curves = {label: [[epoch.test_accuracy for epoch in runs[label, seed].epochs] for seed in seeds] for label in chosen}
+    plot.accuracy(where / "compare.png", curves, f"{task.network} on {task.dataset}")
+    out.print(f"wrote {where / 'compare.json'} and {where / 'compare.png'}", style="bold", soft_wrap=True)
+
+
+def option(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, where the value may be a number, true or false, or a word."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise RuleError(f"option {text!r} should be KEY=VALUE, such as tau_m=5")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    for number in (int, float):
+        try:
+            return key, number(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+def versions(*chosen: LearningRule) -> dict[str, str]:
+    """Of Python, of what the rules stand on, and of the distributions that brought the chosen ones."""
+    known = rules()
+    owners = {known[rule.name].distribution: known[rule.name].version for rule in chosen if rule.name in known}
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "spikingjelly", "snn-rules")}, **owners}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    checkpoint.write(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
+
+
+def _fit(
+    rule: LearningRule,
+    samples: data.Data,
+    config: Config,
+    title: str,
+    folder: Path | None = None,
+    resume: bool = False,
+    each: Callable[[History], None] | None = None,
+) -> History:
+    torch.manual_seed(config.seed)
+    net = network(config.network, rule, samples.shape, samples.classes)
+    with progress() as bar:
+        steps = -(-len(samples.train_y) // config.batch_size)
+        task = bar.add_task(title, total=config.epochs * steps)
+
+        def tell(epoch: int, history: History) -> None:
+            e = history.last
+            accuracy = f"loss {e.loss:8.4f}  train {e.train_accuracy:6.1%}  test {e.test_accuracy:6.1%}"
+            out.print(f"{title}  epoch {epoch + 1:3}/{config.epochs}  {accuracy}  firing {e.firing_mean:.4f}  {e.seconds:.1f} s")
+            if each:
+                each(history)
+
+        return fit(
+            net,
+            rule,
+            samples,
+            config,
+            folder,
+            resume,
+            on_step=lambda epoch, step, _: bar.update(task, completed=epoch * steps + step),
+            on_epoch=tell,
+        )
