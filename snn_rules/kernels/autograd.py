@@ -54,6 +54,8 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     `x_weights` has the values of `x`; the gradient it receives is the one meant for the weights that made `x`.
     Afterwards `job.state` is the state after the last step, detached.
     """
+    if weight is not None and job.rule.gain != 1.0:
+        weight = weight * job.rule.gain  # the gain is of all that a neuron receives
     wanted = [t for t in (x, weight, x_weights) if t is not None and t.requires_grad]
     if not (wanted and torch.is_grad_enabled()):
         with torch.no_grad():

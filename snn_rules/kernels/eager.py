@@ -59,7 +59,7 @@ class Eager:
         arriving, state_after = drive, {}
         if rule.delay:
             queue = torch.cat([state["late"], drive])
-            arriving, state_after["late"] = queue[: x.shape[0]], queue[x.shape[0] :]
+            arriving, state_after["late"] = queue[: x.shape[0]], queue[x.shape[0] :].clone()
         y = state["y"] if weight is not None else None
         tape, spikes, recorded = Tape({"x": list(drive.unbind(0))}), [], []
         for x_t in arriving.unbind(0):
