@@ -1,7 +1,8 @@
 """Adds the three bundled rules to the dependencies of the core.
 
-Built from a checkout, where the folder plugins/ is at hand, they are taken from there; a release (SNN_RULES_RELEASE=1)
-and a source distribution name them, and pip finds them on the index.
+Built from a checkout, where the folder plugins/ is at hand, they are taken from there. A release is built with
+SNN_RULES_RELEASE=1 and names them, so that pip finds them on the index; so do wheels made from its source distribution,
+which keeps what was written when it was made.
 """
 
 import os

@@ -1,0 +1,120 @@
+"""The rules of the house: small files, everything public explained, one version everywhere, documents that hold true."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import snn_rules
+from snn_rules.hookspecs import LearningRuleSpec
+from snn_rules.ops import spike
+from snn_rules.registry import Registry
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("snn_rules", "plugins", "tests", "examples", "benchmarks", ".ci")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := path.read_text(encoding="utf-8").count("\n")) > 300}
+    assert not long
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "snn_rules")], ids=lambda path: path.stem)
+def test_every_module_of_the_core_says_what_it_is(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    assert importlib.import_module(module).__doc__
+
+
+# ---- what is public ------------------------------------------------------------------------------------------------
+
+
+def test_all_is_what_resolves() -> None:
+    assert snn_rules.__all__ == sorted(set(snn_rules.__all__))
+    assert set(snn_rules.__all__) == set(snn_rules._PUBLIC)
+    assert set(snn_rules.__all__) <= set(dir(snn_rules))
+    for name, module in snn_rules._PUBLIC.items():
+        assert getattr(snn_rules, name) is getattr(importlib.import_module(f"snn_rules.{module}"), name)
+    with pytest.raises(AttributeError, match="module 'snn_rules' has no attribute 'no_such_name'"):
+        snn_rules.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(snn_rules.__all__))
+def test_every_public_name_is_documented(name: str) -> None:
+    thing = getattr(snn_rules, name)
+    if inspect.isclass(thing):
+        own = [attribute for attribute, value in vars(thing).items() if inspect.isfunction(value) and not attribute.startswith("_")]
+        mute = [attribute for attribute in own if not inspect.getdoc(getattr(thing, attribute))]
+        assert "__doc__" in vars(thing)
+        assert not mute, f"{name}: {', '.join(mute)}"
+    if inspect.isclass(thing) or inspect.isfunction(thing):
+        assert thing.__doc__
+        assert not thing.__doc__.startswith(f"{name}("), "a dataclass wrote this docstring, no person did"
+
+
+@pytest.mark.parametrize("hook", [name for name in vars(LearningRuleSpec) if not name.startswith("_")])
+def test_every_hook_is_documented(hook: str) -> None:
+    assert inspect.getdoc(getattr(LearningRuleSpec, hook))
+    assert inspect.signature(getattr(LearningRuleSpec, hook)).return_annotation is not inspect.Signature.empty
+    assert f"def {hook}" in read("CONTRIBUTING.md")
+
+
+@pytest.mark.parametrize("name", sorted(snn_rules.rules()))
+def test_every_rule_explains_itself_and_its_parameters(name: str) -> None:
+    rule = snn_rules.get_rule(name)
+    assert type(rule).__doc__
+    assert re.search(r"\b(19|20)\d\d\b", rule.cite), "the paper, with its year"
+    assert rule.equations
+    for field in dataclasses.fields(rule):
+        assert field.metadata["help"], field.name
+        assert snn_rules.get_rule(name, **{field.name: field.default}) == rule  # a default is within its own range
+    assert all(own in {field.name for field in dataclasses.fields(rule)} for alias, own in rule.aliases.items() if alias != "tau")
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+
+
+def test_one_version_everywhere() -> None:
+    version = snn_rules.__version__
+    assert re.search(rf"^## \[{re.escape(version)}\]", read("CHANGELOG.md"), re.MULTILINE)
+    assert re.search(rf"^version: {re.escape(version)}$", read("CITATION.cff"), re.MULTILINE)
+    for plugin in PLUGINS:
+        project = tomllib.loads((plugin / "pyproject.toml").read_text())["project"]
+        assert project["version"] == version, project["name"]
+
+
+def test_the_papers_of_the_bundled_rules_are_cited() -> None:
+    cited = read("CITATION.cff").lower()
+    for plugin in PLUGINS:
+        title = snn_rules.get_rule(plugin.name).cite.split(". ")[-2].rstrip(".")
+        assert title.lower() in cited
+        assert title.lower() in re.sub(r"\s+", " ", (plugin / "README.md").read_text().lower())
+
+
+def test_the_rule_in_the_contributing_guide_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", read("CONTRIBUTING.md"), re.DOTALL)
+    space: dict[str, object] = {"__name__": "example"}
+    exec(compile(example, "CONTRIBUTING.md", "exec"), space)
+    monkeypatch.setattr("snn_rules.registry._registry", registry := Registry())
+    cls = registry.register(space["learning_rule"]())  # type: ignore[operator]
+
+    x = torch.rand(6, 2, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    spikes = snn_rules.RuleNode(cls.name, tau_m=3, step_mode="m")(x)
+    v, expected = torch.zeros(2, 5), []
+    for x_t in x.unbind(0):  # the same by autograd, with the reset detached
+        u = (1 - 1 / 3) * v + x_t
+        expected.append(spike(u - 1, ((u - 1).abs() <= 0.5).float()))
+        v = u * (1 - expected[-1].detach())
+    assert 0 < spikes.sum() < spikes.numel()
+    assert torch.equal(spikes, torch.stack(expected))
+    torch.testing.assert_close(*(torch.autograd.grad((out * out.detach().cumsum(0)).sum(), x)[0] for out in (spikes, torch.stack(expected))))
