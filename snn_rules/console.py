@@ -27,7 +27,7 @@ def table(*columns: str, right: int | None = None) -> Table:
 def progress() -> Iterator[Progress]:
     """A bar that is gone when it is done; meanwhile warnings are single yellow lines above it."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with warnings.catch_warnings(), Progress(*columns, console=out, transient=True) as bar:
+    with warnings.catch_warnings(), Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         warnings.showwarning = lambda message, *_, **__: err.print(f"snn-rules: warning: {message}", style="yellow", soft_wrap=True)
         yield bar
 

@@ -152,8 +152,8 @@ def _fit(
 
         def tell(epoch: int, history: History) -> None:
             e = history.last
-            accuracy = f"loss {e.loss:8.4f}  train {e.train_accuracy:6.1%}  test {e.test_accuracy:6.1%}"
-            out.print(f"{title}  epoch {epoch + 1:3}/{config.epochs}  {accuracy}  firing {e.firing_mean:.4f}  {e.seconds:.1f} s")
+            accuracy = f"loss {e.loss:.4f}  train {e.train_accuracy:.1%}  test {e.test_accuracy:.1%}"
+            out.print(f"{title}: {epoch + 1}/{config.epochs}  {accuracy}  firing {e.firing_mean:.3f}  {e.seconds:.1f} s", soft_wrap=True)
             if each:
                 each(history)
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from .conversion import convert
@@ -102,10 +102,10 @@ def _over_maps(part: Part, rule: LearningRule, channels: int) -> nn.Module:
 
 
 def _neuron(part: Part, rule: LearningRule, where: str, path: str) -> nn.Module:
-    if rule.capabilities.signal == "times":  # `convert` will fuse it with its synapse
+    if rule.capabilities.signal == "times":  # `convert` fuses whatever neuron stands here with its synapse
         if part.kind == "recurrent":
             raise RuleError(f"{where} is recurrent, but {rule.name!r} sends each spike time forward, once; write {part.text[1:]!r}, or another rule")
-        return neuron.LIFNode(decay_input=False)  # type: ignore[no-any-return]
+        return RuleNode("surrogate")
     if part.kind == "recurrent":
         check_recurrent(rule, where.rstrip(","))
     node = RecurrentNode(part.size, rule) if part.kind == "recurrent" else RuleNode(rule)

@@ -38,7 +38,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], title:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=min(4, len(curves)))
     FigureCanvasAgg(figure)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")

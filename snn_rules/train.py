@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def fit(
     if folder is None:
         return _Trainer(net, rule, data, config).run(None, History(), on_step, on_epoch)
     path = Path(folder) / "checkpoint.pt"
-    with _alone(Path(folder)):
+    with nullcontext() if resume and not path.parent.is_dir() else _alone(path.parent):
         trainer, history = _Trainer(net, rule, data, config), History()
         if resume:
             history = trainer.restore(path, checkpoint.load(path))

@@ -1,0 +1,93 @@
+"""Network strings: what they make, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import snn_rules
+from snn_rules.network import network, parse
+
+RULES = ("surrogate", "tssl", "strsbp", "stdbp")
+
+
+def kinds(net: nn.Module) -> list[str]:
+    return [type(module).__name__ for module in net]
+
+
+def test_parse() -> None:
+    parts = parse("15C5-P2-40C3p1-R300-10")
+    assert [part.kind for part in parts] == ["conv", "pool", "conv", "recurrent", "dense"]
+    assert [part.size for part in parts] == [15, 2, 40, 300, 10]
+    assert [(part.kernel, part.padding) for part in parts if part.kind == "conv"] == [(5, 0), (3, 1)]
+
+
+@pytest.mark.parametrize("word", ["", "abc", "5R", "R", "C5", "15C", "15C5p", "P", "P0", "0", "15c5", "1e3", " 10", "\uff15", "R0", "3C0"])
+def test_a_part_that_is_no_layer_is_quoted(word: str) -> None:
+    with pytest.raises(snn_rules.RuleError) as refusal:
+        parse(f"400-{word}-10")
+    message = str(refusal.value)
+    assert f"network '400-{word}-10': {word!r}" in message and "write layers joined by '-'" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_dense_layers_on_images_are_flattened(rule: str) -> None:
+    net = network("7-10", rule, (1, 4, 4), classes=10)
+    assert kinds(net) == ["Flatten", "Linear", "RuleNode", "Linear", "RuleNode"]
+    assert list(net.state_dict()) == ["dense1.weight", "dense2.weight"]  # no bias
+    out = net(snn_rules.get_rule(rule).encode(torch.rand(3, 1, 4, 4), 6))
+    assert out.shape == (6, 3, 10)
+
+
+@pytest.mark.parametrize(("rule", "pool"), [("tssl", "AvgPool2d"), ("stdbp", "MaxPool2d")])
+def test_convolution_pooling_and_shapes(rule: str, pool: str) -> None:
+    net = network("4C3-P2-6C3p1-P2-12-10", rule, (2, 10, 10), classes=10)
+    assert kinds(net) == ["Conv2d", "RuleNode", pool, "Conv2d", "RuleNode", pool, "Flatten", "Linear", "RuleNode", "Linear", "RuleNode"]
+    assert net.dense5.in_features == 6 * 2 * 2
+    assert net(torch.rand(5, 3, 2, 10, 10)).shape == (5, 3, 10)
+    assert all(module.step_mode == "m" for module in net if hasattr(module, "step_mode"))
+
+
+def test_recurrent_layers() -> None:
+    net = network("R8-10", "strsbp", (5,), classes=10)
+    assert kinds(net) == ["Linear", "RecurrentNode", "Linear", "RuleNode"]
+    assert net(torch.rand(6, 2, 5)).shape == (6, 2, 10)
+
+
+def test_the_rule_sets_the_weights_and_knows_where_its_neurons_stand() -> None:
+    torch.manual_seed(0)
+    net = network("50-10", snn_rules.get_rule("strsbp", v_threshold=20.0), (784,))
+    assert 1.0 < net.dense1.weight.max() <= 1.5 * 20 / 28
+    assert [net.neuron1.path, net.neuron2.path] == ["neuron1", "neuron2"]
+
+
+def test_layers_of_spike_times() -> None:
+    rule = snn_rules.get_rule("stdbp", mode="event", v_threshold=0.5)
+    net = network("4C3-P2-10", rule, (1, 8, 8), classes=10)
+    out = net(rule.encode(torch.rand(3, 1, 8, 8), 1))
+    assert out.shape == (1, 3, 10) and bool((out <= rule.window).all())
+    assert net.neuron1.rule.v_threshold == 0.5
+
+
+REFUSALS = [
+    ("R10-10", {"rule": "stdbp", "mode": "event"}, (4,), "part 1, 'R10', is recurrent, but 'stdbp' sends each spike time forward"),
+    ("4C3-10", {"rule": "tssl"}, (16,), "part 1, '4C3', needs feature maps [C, H, W], but what comes in has 16 neurons in a row"),
+    ("20-P2-10", {"rule": "tssl"}, (1, 8, 8), "part 2, 'P2', needs feature maps"),
+    ("4C9-10", {"rule": "tssl"}, (1, 8, 8), "part 1, '4C9', does not fit on feature maps of 8 x 8"),
+    ("4C7-P3-10", {"rule": "tssl"}, (1, 8, 8), "part 2, 'P3', does not fit on feature maps of 2 x 2"),
+    ("400-400", {"rule": "tssl"}, (1, 8, 8), "the last part is '400', but the data has 10 classes; end it with '-10'"),
+    ("4C3-P2", {"rule": "tssl"}, (1, 8, 8), "the last part is 'P2', but the data has 10 classes"),
+]
+
+
+@pytest.mark.parametrize(("text", "rule", "shape", "says"), REFUSALS)
+def test_refusals(text: str, rule: dict, shape: tuple, says: str) -> None:
+    configured = snn_rules.get_rule(rule["rule"], **{k: v for k, v in rule.items() if k != "rule"})
+    with pytest.raises(snn_rules.RuleError) as refusal:
+        network(text, configured, shape, classes=10)
+    assert f"network {text!r}: {says}" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_rule_that_cannot_train_recurrent_weights_is_refused() -> None:
+    rule = snn_rules.get_rule("tssl", warmup="layer")  # two sweeps, and no mathematics of its own for recurrence
+    with pytest.raises(snn_rules.RuleError, match="network 'R5-10': part 1, 'R5': rule 'tssl' cannot train recurrent weights"):
+        network("R5-10", rule, (4,))
