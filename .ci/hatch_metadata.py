@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-DEPENDENCIES = ["matplotlib", "pluggy>=1.5", "rich", "scikit-learn", "spikingjelly>=2.0", "torch", "torchvision", "typer>=0.12"]
+DEPENDENCIES = ["filelock", "matplotlib", "numpy", "pluggy>=1.5", "rich", "scikit-learn", "spikingjelly>=2.0", "torch", "torchvision", "typer>=0.12"]
 RULES = ["stdbp", "strsbp", "tssl"]
 
 

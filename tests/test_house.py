@@ -1,9 +1,11 @@
 """The rules of the house: small files, everything public explained, one version everywhere, documents that hold true."""
 
+import ast
 import dataclasses
-import importlib
+import importlib.metadata
 import inspect
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -118,3 +120,20 @@ def test_the_rule_in_the_contributing_guide_is_right(monkeypatch: pytest.MonkeyP
     assert 0 < spikes.sum() < spikes.numel()
     assert torch.equal(spikes, torch.stack(expected))
     torch.testing.assert_close(*(torch.autograd.grad((out * out.detach().cumsum(0)).sum(), x)[0] for out in (spikes, torch.stack(expected))))
+
+
+def test_what_the_core_imports_is_what_it_depends_on() -> None:
+    source = (ROOT / ".ci" / "hatch_metadata.py").read_text()
+    (declared,) = (
+        ast.literal_eval(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign) and "DEPENDENCIES" in ast.dump(node)
+    )
+    imported = set()
+    for path in (ROOT / "snn_rules").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).partition(".")[0])
+    owners = importlib.metadata.packages_distributions()
+    needed = {owners[name][0] for name in imported - sys.stdlib_module_names - {"snn_rules"}}
+    assert {re.split(r"[<>=]", name)[0] for name in declared} == needed
