@@ -79,6 +79,17 @@ def test_progress_is_told_and_the_loss_is_that_of_a_sample() -> None:
     assert history.last.loss == pytest.approx(mean.last.loss, rel=0.2)  # whatever the reduction
 
 
+def test_the_test_leaves_the_random_numbers_of_the_training_alone() -> None:
+    states: list[torch.Tensor] = []
+    rule = get_rule("strsbp")  # whose input code is random
+    config = Config.of(rule, epochs=2, batch_size=20, T=6)
+    for data in (FEW, replace(FEW, test_x=FEW.test_x[:1], test_y=FEW.test_y[:1])):
+        fit(network("12-10", rule, data.shape), rule, data, config, on_epoch=lambda *_: states.append(torch.get_rng_state()))
+    first, second = states[:2]
+    assert not torch.equal(first, second)  # another order, other spikes in each epoch
+    assert torch.equal(first, states[2]) and torch.equal(second, states[3])  # however large the test set
+
+
 @pytest.mark.parametrize(("schedule", "factors"), [("constant", [1, 1, 1]), ("sqrt", [1, 2**-0.5, 3**-0.5]), ("cosine", [1, 0.75, 0.25])])
 def test_schedules(schedule: str, factors: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
