@@ -33,8 +33,10 @@ Install = Callable[..., Path]
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """Rules as a new process finds them; get_rule uses it, too."""
+    """The bundled rules as a new process finds them, for get_rule, too; other plugins of this environment are left out."""
+    monkeypatch.delenv("SNN_RULES_DISABLE", raising=False)
     fresh = Registry()
+    monkeypatch.setenv("SNN_RULES_DISABLE", ",".join(set(fresh.rules()) - {"surrogate", *BUNDLED}))
     monkeypatch.setattr("snn_rules.registry._registry", fresh)
     return fresh
 
