@@ -47,7 +47,7 @@ def main(
 ) -> None:
     """Learning rules for spiking neural networks, as plugins of SpikingJelly.
 
-    First steps:  snn-rules list,  snn-rules info tssl,  snn-rules train --rule tssl  (a minute, no data needed),
+    First steps:  snn-rules list,  snn-rules info tssl,  snn-rules train --rule tssl  (seconds, needs no data files),
     snn-rules compare --rules surrogate,tssl.
     """
 
