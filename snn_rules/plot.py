@@ -23,7 +23,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], title:
 
     The line is the mean over the seeds, the band one standard deviation to each side.
     """
-    figure = Figure(figsize=(7.2, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.5, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for (name, runs), colour, style in zip(curves.items(), cycle(COLOURS), cycle(STYLES), strict=False):
         values = 100 * np.asarray(runs, dtype=float)
@@ -38,7 +38,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], title:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=min(4, len(curves)))
+    figure.legend(frameon=False, loc="outside right upper", fontsize="small", handlelength=2.8)
     FigureCanvasAgg(figure)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
