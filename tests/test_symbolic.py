@@ -60,7 +60,7 @@ RULES = [
     ("surrogate", {}), ("surrogate", {"surrogate": "atan", "reset": "subtract", "detach_reset": True}),
     ("tssl", {}), ("tssl", {"reset": "subtract", "dadt": "shift", "warmup": "layer", "fire": ">"}),
     ("tssl", {"dadt": "continuous", "warmup": "off", "psc": "output", "intra": False, "leak": False}),
-    ("strsbp", {}), ("stdbp", {}),
+    ("strsbp", {}), ("stdbp", {}), ("stdbp", {"revive": 1.0}),
 ]  # fmt: skip
 
 

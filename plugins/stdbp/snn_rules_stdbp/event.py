@@ -39,17 +39,17 @@ class _FirstSpikes(torch.autograd.Function):
     def forward(ctx: Any, times: Tensor, weight: Tensor, rule: STDBP, notify: Any) -> Tensor:
         out, slope = first_spikes(rule, times, weight)
         ctx.save_for_backward(times, weight, out, slope)
-        ctx.window, ctx.notify = rule.window, notify
+        ctx.rule, ctx.notify = rule, notify
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        times, weight, out, slope = ctx.saved_tensors
-        pull = torch.where(slope > 0, grads[0] / slope, 0.0)  # dL/dt_j / S_j, Eq. 10
+        (times, weight, out, slope), rule = ctx.saved_tensors, ctx.rule
+        pull = torch.where(slope > 0, grads[0] / slope, rule.revive * grads[0].clamp(min=0) / rule.v_threshold)  # dL/dt_j / S_j, Eq. 10
         ordered, index = times.sort(dim=1)
         d_ordered, d_rows, rows = torch.zeros_like(times), torch.zeros_like(weight.t()), weight.t().contiguous()
-        for k in range(int((ordered < ctx.window).sum(1).max()) if ordered.numel() else 0):
+        for k in range(int((ordered < rule.window).sum(1).max()) if ordered.numel() else 0):
             t = ordered[:, k, None]
             causal = torch.where(t < out, pull, 0.0)
             d_ordered[:, k] = (causal * rows[index[:, k]]).sum(1)  # Eq. 15

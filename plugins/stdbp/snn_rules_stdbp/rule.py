@@ -21,17 +21,26 @@ class STDBP(LearningRule):
     mode="clock": spikes on the grid of time steps, a drop-in neuron. V[t] = sum_(t'<t) x[t'] (t - t').
     mode="event": exact times on the wire, `[1, N, *]`, no grid; `convert` fuses each layer with its neuron.
 
-    The paper gives no threshold, window, initialisation or optimiser, and plain initialisation does not learn; with
-    paper=True the options that learn (silent background, finite window, sharper loss) are off.
+    The paper gives no threshold, window, initialisation or optimiser, and plain initialisation does not learn. What does
+    is `initialize`, a silent background, a finite window, a sharper loss, and `revive`; with paper=True these are off.
     """
 
     mode: str = parameter("clock", "", "spikes on a grid, or exact times", choices=("clock", "event"))
     v_threshold: float = parameter(1.0, "", "firing threshold theta", low=1e-6)
-    t_max: float = parameter(4.0, "", "end of the window, with inputs in [0, 1]; a neuron silent until then counts as firing then", low=1.0)
+    t_max: float = parameter(
+        4.0, "", "mode='event': end of the window, with inputs in [0, 1]; a neuron silent until then counts as firing then", low=1.0
+    )
     floor: float = parameter(0.02, "", "samples up to it are silent", low=0.0, high=1.0)
     sharpness: float = parameter(4.0, "1/time", "factor of the times in the softmax of Eq. 13", low=0.0)
-    mean: float = parameter(6.0, "theta/time", "of `initialize`: sum of a neuron's weights, on average")
-    spread: float = parameter(1.5, "theta/time", "of `initialize`: standard deviation of that sum", low=0.0)
+    unit: int = parameter(8, "steps", "mode='clock': steps of the input's window, the unit of time", low=1)
+    revive: float = parameter(
+        0.0,
+        "",
+        "gradient of a silent neuron that should fire earlier, as if it crossed at the window's end with slope theta; 0: the exact one",
+        low=0.0,
+    )
+    mean: float = parameter(4.0, "theta/time", "of `initialize`: sum of a neuron's weights, on average")
+    spread: float = parameter(1.0, "theta/time", "of `initialize`: standard deviation of that sum", low=0.0)
     paper: bool = parameter(False, "", "the paper alone: no silent background, an endless window, sharpness 1")
 
     name: ClassVar[str] = "stdbp"
@@ -48,7 +57,7 @@ class STDBP(LearningRule):
 
     @property
     def training(self) -> Training:  # type: ignore[override]
-        return Training(T=1 if self.mode == "event" else 32, lr=1e-3, batch_size=128)
+        return Training(T=1 if self.mode == "event" else 4 * self.unit, lr=1e-3, batch_size=128, options={"revive": 0.0 if self.paper else 1.0})
 
     @property
     def window(self) -> float:
@@ -69,13 +78,16 @@ class STDBP(LearningRule):
         }
         return s, state, {}
 
-    @sweep(reverse=True, later=0.0, pull=0.0, ago=0.0)
+    @sweep(reverse=True, later=0.0, pull=0.0, ago=0.0, last=1.0)
     def backward(self, c: Any, m: Any) -> tuple[Values, Values]:
         dx = c.pull * (c.ago - 1.0)  # dL/dt_j (t' - t_j) / S_j for t' < t_j, Eq. 14; W makes Eq. 15 of it
         moved = c.later - m.g  # dL/dt_j: the spike one step later
         pull = where(m.s > 0.0, moved / m.s_slope, c.pull)  # dL/dt_j / S_j, Eq. 10
         ago = where(m.s > 0.0, m.s_over / m.s_slope, c.ago - 1.0)  # t' - t_j
-        return {"dx": dx}, {"later": m.g, "pull": pull, "ago": ago}
+        if self.revive:  # a silent neuron counts as firing one step after the last
+            silent = c.last * (1.0 - m.fired)
+            pull = where(silent > 0.0, (self.revive * self.unit / self.v_threshold) * maximum(moved, 0.0), pull)
+        return {"dx": dx}, {"later": m.g, "pull": pull, "ago": ago, "last": 0.0}
 
     # ---- mode="event" ------------------------------------------------------------------------------------------
 
@@ -107,29 +119,30 @@ class STDBP(LearningRule):
 
     def initialize(self, net: nn.Module) -> nn.Module:
         """Weights whose sum is positive: normal, with mean `mean`/fan_in and standard deviation `spread`/sqrt(fan_in)."""
+        theta = self.v_threshold / (self.unit if self.mode == "clock" else 1)
         for module in net.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 fan_in = module.weight[0].numel()
-                nn.init.normal_(module.weight, self.v_threshold * self.mean / fan_in, self.v_threshold * self.spread / fan_in**0.5)
+                nn.init.normal_(module.weight, theta * self.mean / fan_in, theta * self.spread / fan_in**0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         return net
 
     def encode(self, x: Tensor, T: int) -> Tensor:
-        """The brighter, the earlier (Fig. 4): the time 1 - x, `[1, N, *]`; on the grid one spike in the first T / t_max steps."""
+        """The brighter, the earlier (Fig. 4): the time 1 - x, `[1, N, *]`; on the grid one spike in the first `unit` of T steps."""
         floor = -1.0 if self.paper else self.floor
         if self.mode == "event":
             return latency_times(x, self.window, floor)
         if not isinstance(T, int) or T < 1:
             raise RuleError(f"encode: T={T!r} should be a whole number of time steps, at least 1")
-        first = max(1, round(T / self.t_max))
+        first = min(T, self.unit)
         return torch.cat([latency(x, first, floor), x.new_zeros(T - first, *x.shape)])
 
     def times(self, out: Tensor) -> Tensor:
         """The network's output as spike times `[N, C]`, in units of the input's window."""
         if self.mode == "event":
             return out.reshape(-1, *out.shape[-2:])[0] if out.dim() > 2 else out
-        return first_spike_steps(out) * (self.t_max / out.shape[0])
+        return first_spike_steps(out) / self.unit
 
     def loss(self, out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
         """Cross entropy of the softmax over negative first-spike times, Eq. 13.

@@ -2,6 +2,7 @@
 
 import pytest
 import snn_rules
+import snn_rules.coding
 import torch
 from snn_rules_stdbp import reference
 
@@ -62,7 +63,7 @@ def test_spike_times_move_as_the_gradient_says():
     rule = snn_rules.get_rule("stdbp")
     x = torch.full((30, 1, 1), 0.02, dtype=torch.float64, requires_grad=True)
     out = snn_rules.RuleNode(rule=rule, step_mode="m")(x)
-    steps = rule.times(out) * (30 / rule.t_max)
+    steps = rule.times(out) * rule.unit
     steps.sum().backward()
     base = x.detach().flatten().tolist()
     for k in (0, 3, 7):
@@ -72,7 +73,7 @@ def test_spike_times_move_as_the_gradient_says():
 
 
 def test_code_loss_and_prediction():
-    rule = snn_rules.get_rule("stdbp", t_max=4.0)
+    rule = snn_rules.get_rule("stdbp", unit=8)
     sample = torch.tensor([[1.0, 0.5, 0.0]])
     spikes = rule.encode(sample, 32)
     assert spikes.shape == (32, 1, 3)
@@ -83,3 +84,17 @@ def test_code_loss_and_prediction():
     assert rule.predict(out).tolist() == [1]
     want = torch.nn.functional.cross_entropy(torch.tensor([[-16.0, -4.0]]), torch.tensor([1]))
     assert float(rule.loss(out, torch.tensor([1]))) == pytest.approx(float(want))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient of exactly zero")
+@pytest.mark.parametrize("revive", [0.0, 0.5])
+def test_revive_pulls_silent_neurons_that_should_fire_earlier(revive):
+    x = torch.full((6, 1, 2), 0.01, dtype=torch.float64, requires_grad=True)
+    node = snn_rules.RuleNode(rule="stdbp", step_mode="m", revive=revive, v_threshold=2.0, unit=4)
+    out = node(x)
+    assert out.count_nonzero() == 0
+    steps = snn_rules.coding.first_spike_steps(out)  # both count as firing at step 6
+    (3.0 * steps[0, 0] - 3.0 * steps[0, 1]).backward()
+    want = [3.0 * revive * 4 / 2.0 * (t - 6) for t in range(5)] + [0.0]
+    assert x.grad[:, 0, 0].tolist() == pytest.approx(want)
+    assert x.grad[:, 0, 1].count_nonzero() == 0

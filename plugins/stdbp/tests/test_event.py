@@ -83,6 +83,16 @@ def test_silent_neurons_and_the_window():
     assert first_spikes(torch.empty(0, 3), torch.ones(4, 3)).shape == (0, 4)
 
 
+def test_revive_pulls_silent_neurons_that_should_fire_earlier():
+    rule = snn_rules.get_rule("stdbp", mode="event", t_max=3.0, revive=0.5, v_threshold=2.0)
+    times, weight = torch.tensor([[0.5, 1.0, 9.0]]).double().requires_grad_(), torch.full((2, 3), 0.1).double().requires_grad_()
+    out = first_spikes(times, weight, rule)
+    assert out.tolist() == [[3.0, 3.0]]
+    (4.0 * out[0, 0] - 4.0 * out[0, 1]).backward()
+    assert weight.grad.flatten().tolist() == pytest.approx([0.5 * 4.0 / 2.0 * (0.5 - 3.0), 0.5 * 4.0 / 2.0 * (1.0 - 3.0), 0.0, 0.0, 0.0, 0.0])
+    assert times.grad.tolist() == [pytest.approx([0.1, 0.1, 0.0])]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_gradcheck(seed):
     times, weight = case(seed, batch=3, inputs=6, outputs=4)
