@@ -5,11 +5,12 @@ import functools
 import math
 
 import pytest
-import snn_rules
 import torch
 from spikingjelly.activation_based import functional, layer, monitor, neuron, surrogate
 from spikingjelly.activation_based.model import spiking_resnet, spiking_vgg
 from torch import nn
+
+import snn_rules
 
 RULES = ["surrogate", "tssl", "strsbp", "stdbp"]
 every_rule = pytest.mark.parametrize("rule", RULES)

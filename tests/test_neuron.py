@@ -5,10 +5,11 @@ import pickle
 import warnings
 
 import pytest
-import snn_rules
 import torch
-from snn_rules.rule import _warned
 from spikingjelly.activation_based import functional, neuron, surrogate
+
+import snn_rules
+from snn_rules.rule import _warned
 
 RULES = {"surrogate": {}, "tssl": {}, "strsbp": {"v_threshold": 1.0}, "stdbp": {}}
 every_rule = pytest.mark.parametrize("rule", RULES)

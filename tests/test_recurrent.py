@@ -3,10 +3,11 @@
 import copy
 
 import pytest
-import snn_rules
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+
+import snn_rules
 
 RULES = {"surrogate": {}, "tssl": {}, "strsbp": {"v_threshold": 1.0}, "stdbp": {}}
 every_rule = pytest.mark.parametrize("rule", RULES)

@@ -5,8 +5,9 @@ import operator
 from types import SimpleNamespace
 
 import pytest
-import snn_rules
 import torch
+
+import snn_rules
 from snn_rules import ops
 
 BINARY = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "ge": ">=", "gt": ">", "le": "<=", "lt": "<", "and_": "&", "or_": "|"}

@@ -1,10 +1,11 @@
 """mode="clock" against the definitions."""
 
 import pytest
-import snn_rules
-import snn_rules.coding
 import torch
 from snn_rules_stdbp import reference
+
+import snn_rules
+import snn_rules.coding
 
 TIGHT = {torch.float64: 1e-10, torch.float32: 2e-4}
 

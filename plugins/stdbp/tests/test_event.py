@@ -4,12 +4,13 @@ import copy
 import pickle
 
 import pytest
-import snn_rules
 import torch
 from snn_rules_stdbp import reference
 from snn_rules_stdbp.event import FirstSpikeConv2d, FirstSpikeLinear, _FirstSpikes
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+
+import snn_rules
 
 RULE = snn_rules.get_rule("stdbp", mode="event", t_max=3.0)
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import snn_rules
 import torch
 from snn_rules_strsbp import reference, spsp
-from snn_rules_strsbp.rule import STRSBP
 from spikingjelly.activation_based import functional, layer, neuron
+
+import snn_rules
 
 SMALL = {"tau_m": 12.0, "tau_s": 4.0, "v_threshold": 1.0}
 

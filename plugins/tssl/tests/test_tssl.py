@@ -3,11 +3,12 @@
 import itertools
 
 import pytest
-import snn_rules
 import torch
-from snn_rules.coding import psc
 from snn_rules_tssl import reference
 from spikingjelly.activation_based import functional, layer, neuron
+
+import snn_rules
+from snn_rules.coding import psc
 
 OPTIONS = {
     "reset": ["zero", "subtract"],
