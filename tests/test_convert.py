@@ -90,8 +90,10 @@ def test_recurrent_node_converts():
     ("net", "rule", "message"),
     [
         (nn.Sequential(nn.Linear(2, 2)), "tssl", r"Sequential holds no spiking neuron"),
-        (nn.Sequential(nn.Sequential(neuron.LIFNode(), neuron.QIFNode())), "tssl", r"'0.1' is a QIFNode, which no rule can stand in for; use LIFNode"),
-        (nn.Sequential(neuron.LIFNode(), neuron.LIFNode(v_reset=None)), "strsbp", r"'1' has v_reset=None \(reset by subtraction\).*build it with v_reset=0.0"),
+        (nn.Sequential(nn.Sequential(neuron.LIFNode(), neuron.QIFNode())), "tssl",
+         r"'0.1' is a QIFNode, which no rule can stand in for; use LIFNode"),
+        (nn.Sequential(neuron.LIFNode(), neuron.LIFNode(v_reset=None)), "strsbp",
+         r"'1' has v_reset=None \(reset by subtraction\).*build it with v_reset=0.0"),
         (nn.Sequential(neuron.LIFNode(), layer.LinearRecurrentContainer(nn.Sequential(nn.Linear(2, 2), neuron.LIFNode()), 2, 2)), "tssl",
          r"'1' is a LinearRecurrentContainer around a Sequential"),
         (nn.Sequential(neuron.LIFNode(), layer.ElementWiseRecurrentContainer(neuron.LIFNode(), torch.add)), "tssl",

@@ -43,9 +43,9 @@ def test_surrogate_is_spikingjelly_s_lifnode():
         for options in ({}, {"tau": 4.0, "decay_input": False, "v_reset": None}, {"detach_reset": True, "v_threshold": 0.7}):
             x = signal(20, 4, 30)
             grads = []
-            for make in (neuron.LIFNode, lambda **o: snn_rules.RuleNode(rule="surrogate", surrogate=kind, alpha=function.alpha, **o)):
-                extra = {"surrogate_function": function} if make is neuron.LIFNode else {}
-                n, leaf = make(step_mode="m", **options, **extra), x.clone().requires_grad_()
+            ours = snn_rules.RuleNode(rule="surrogate", surrogate=kind, alpha=function.alpha, step_mode="m", **options)
+            for n in (neuron.LIFNode(surrogate_function=function, step_mode="m", **options), ours):
+                leaf = x.clone().requires_grad_()
                 out = n(leaf)
                 (out * torch.arange(20.0).view(-1, 1, 1)).sum().backward()
                 grads.append((out.detach(), leaf.grad))

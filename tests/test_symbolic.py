@@ -41,10 +41,9 @@ for name in BINARY:
     op, plain = getattr(operator, name), name.strip("_")
     setattr(Symbol, f"__{plain}__", lambda a, b, op=op: Symbol(op, a, b))
     setattr(Symbol, f"__r{plain}__", lambda a, b, op=op: Symbol(op, b, a))
-for name in ("exp", "heaviside"):
-    setattr(Symbol, name, lambda a, op=getattr(ops, name): Symbol(op, a))
-for name in ("minimum", "maximum"):
-    setattr(Symbol, name, lambda a, b, op=getattr(ops, name): Symbol(op, a, b))
+for name in ("exp", "heaviside", "minimum", "maximum"):
+    op = getattr(ops, name)
+    setattr(Symbol, name, lambda *args, op=op: Symbol(op, *args))
 
 
 class Names:

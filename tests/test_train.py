@@ -31,7 +31,8 @@ def train(name: str = "tssl", data: Data = FEW, text: str = "12-10", folder: Pat
             raise KeyboardInterrupt
 
     rule = configured(name.split()[0], RULES[name])
-    config = Config.of(rule, **{"epochs": 2, "batch_size": 20, "T": 6, "network": text, **settings})
+    steps = 12 if name == "stdbp" else 6  # its clock needs time for two layers to fire, one after the other
+    config = Config.of(rule, **{"epochs": 2, "batch_size": 20, "T": steps, "network": text, **settings})
     torch.manual_seed(config.seed)
     net = network(text, rule, data.shape, data.classes)
     return net, fit(net, rule, data, config, folder, resume, on_epoch=watch)

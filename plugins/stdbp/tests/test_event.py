@@ -135,7 +135,8 @@ def test_convolution_is_the_linear_layer_of_its_patches():
 
 def network():
     net = nn.Sequential(
-        layer.Conv2d(1, 4, 3, bias=False), neuron.IFNode(), layer.MaxPool2d(2), layer.Flatten(), layer.Dropout(0.5), layer.Linear(36, 5, bias=False), neuron.IFNode()
+        layer.Conv2d(1, 4, 3, bias=False), neuron.IFNode(), layer.MaxPool2d(2),
+        layer.Flatten(), layer.Dropout(0.5), layer.Linear(36, 5, bias=False), neuron.IFNode(),
     )  # fmt: skip
     functional.set_step_mode(net, "m")
     return net

@@ -1,5 +1,7 @@
 """The fast rule against the definitions, feed-forward and recurrent; the exactness of its adjoint form; its parts."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ def stack(rule, sizes, recurrent, seed=0, scale=1.0, T=24, batch=1, dtype=torch.
     torch.manual_seed(seed)
     x = (torch.rand(T, batch, sizes[0], dtype=dtype) < 0.35).to(dtype)
     modules, layers = [], []
-    for k, (below, here) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (below, here) in enumerate(itertools.pairwise(sizes)):
         synapse = torch.nn.Linear(below, here, bias=False, dtype=dtype)
         torch.nn.init.normal_(synapse.weight, 0.5 * scale, 1.2 * scale)
         node = snn_rules.RecurrentNode(here, rule=rule).to(dtype) if recurrent == k else snn_rules.RuleNode(rule=rule, step_mode="m")
@@ -55,7 +57,7 @@ def close(got, want, tolerance):
 @pytest.mark.parametrize("silent", ["expected", "zero"])
 @pytest.mark.parametrize("timing", [{}, {"delay": 0}, {"t_ref": 0}, {"delay": 3, "t_ref": 4}, {"tau_s": 1.0, "tau_m": 2.0, "delay": 0}], ids=str)
 def test_feed_forward_equals_eq_28(silent, timing):
-    net, layers = compare({"silent": silent, **timing})
+    _, layers = compare({"silent": silent, **timing})
     counts = [sum(train) for item in layers for train in item["spikes"]]
     assert max(counts) > 2
 
@@ -71,7 +73,7 @@ def test_recurrent_equals_eq_28(silent, solver, gradient, delay):
 @pytest.mark.parametrize("silent", ["expected", "zero"])
 def test_silent_neurons(silent):
     """Some neurons of every layer never fire; what they send and receive follows the option."""
-    net, layers = compare({"silent": silent}, seed=5, scale=0.55)
+    _, layers = compare({"silent": silent}, seed=5, scale=0.55)
     counts = [sum(train) for train in layers[0]["spikes"]]
     assert min(counts) == 0 < max(counts)
 
