@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -135,13 +136,13 @@ class LearningRule:
             if not isinstance(value, bool):
                 raise RuleError(f"{what} should be True or False")
             return value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise RuleError(f"{what} should be a number")
         if isinstance(default, int) and value % 1 != 0:  # inf and nan, too
             raise RuleError(f"{what} should be a whole number")
         if not meta["low"] <= value <= meta["high"]:
             raise RuleError(f"{what} should lie between {meta['low']:g} and {meta['high']:g}")
-        return int(value) if isinstance(default, int) else float(value)
+        return int(float(value)) if isinstance(default, int) else float(value)
 
     # ---- options -----------------------------------------------------------------------------------------------
 
@@ -169,6 +170,11 @@ class LearningRule:
     def gain(self) -> float:
         """The factor of the input: 1, or 1 / tau_m with `decay_input`."""
         return 1.0 / float(vars(self)["tau_m"]) if self.decay_input else 1.0
+
+    @property
+    def window(self) -> float:
+        """Where `capabilities.signal` is "times": the time at which a neuron that stayed silent counts as firing."""
+        return math.inf
 
     # ---- the neuron --------------------------------------------------------------------------------------------
 

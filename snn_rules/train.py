@@ -240,7 +240,7 @@ class _Trainer:
 def _firing(net: nn.Module, rule: LearningRule) -> Iterator[dict[str, tuple[float, int]]]:
     """Counts, for each layer of neurons, its spikes and the places where there could have been one."""
     counted: dict[str, tuple[float, int]] = {}
-    window = getattr(rule, "window", math.inf) if rule.capabilities.signal == "times" else None  # silent: at its end
+    window = rule.window if rule.capabilities.signal == "times" else None  # silent: at its end
 
     def count(path: str, out: Tensor) -> None:
         spikes, places = counted.get(path, (0.0, 0))

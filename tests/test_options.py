@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 
 import snn_rules
@@ -49,6 +50,16 @@ def test_a_whole_number_stays_whole(monkeypatch: pytest.MonkeyPatch, value: floa
     assert type(snn_rules.get_rule("ordered", order=2.0).order) is int
     with pytest.raises(RuleError, match=f"ordered: order={value} should {'be ' if 'whole' in message else ''}{message}"):
         snn_rules.get_rule("ordered", order=value)
+
+
+@pytest.mark.parametrize("value", [np.float64(4), np.float32(4), np.int64(4), np.uint8(4)], ids=lambda value: type(value).__name__)
+def test_a_number_of_numpy_is_a_number(value: np.generic) -> None:
+    rule = snn_rules.get_rule("tssl", tau_m=value)
+    assert rule == snn_rules.get_rule("tssl", tau_m=4.0) and type(rule.tau_m) is float
+    delay = snn_rules.get_rule("strsbp", delay=value).delay
+    assert delay == 4 and type(delay) is int
+    with pytest.raises(RuleError, match="should be a number"):
+        snn_rules.get_rule("tssl", tau_m=np.bool_(True))
 
 
 def test_an_alias_sets_its_parameter_and_is_suggested_only_where_it_has_a_meaning() -> None:
