@@ -126,12 +126,12 @@ def test_single_steps_learn_only_where_the_rule_can():
     leaf = x.clone().requires_grad_()
     torch.stack([n(x_t) for x_t in leaf.unbind(0)]).sum().backward()
     torch.testing.assert_close(leaf.grad, want)
-    n = node("tssl")
-    n.step_mode = "s"
-    with pytest.raises(
-        snn_rules.RuleError, match=r"step mode 's', but 'tssl' learns from the whole spike train: call functional.set_step_mode\(net, 'm'\)"
-    ):
-        n(x[0].clone().requires_grad_())
+    for rule in ("tssl", "strsbp", "stdbp"):
+        n = node(rule)  # no refusal while it is made
+        n.step_mode = "s"
+        message = rf"step mode 's', but '{rule}' learns from the whole spike train: call functional.set_step_mode\(net, 'm'\)"
+        with pytest.raises(snn_rules.RuleError, match=message):
+            n(x[0].clone().requires_grad_())
 
 
 def test_keywords_of_lifnode():
