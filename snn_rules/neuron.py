@@ -11,11 +11,12 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
-from .kernels import executor
 from .kernels.autograd import Job, Report, run
-from .kernels.eager import State
+from .kernels.eager import Eager, State
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError, warn_once
+
+_STEPWISE = Eager()  # single steps: no train, no kernel
 
 
 class RuleNode(neuron.BaseNode):
@@ -110,7 +111,7 @@ class RuleNode(neuron.BaseNode):
                 f"call functional.set_step_mode(net, 'm') and pass [T, N, *]"
             )
         state = dict(zip(self._memories, states, strict=True))
-        spikes, after, _, _ = executor(self.rule, x).forward(self.rule, x.to(_state_dtype(x)).unsqueeze(0), state)
+        spikes, after, _, _ = _STEPWISE.forward(self.rule, x.to(_state_dtype(x)).unsqueeze(0), state)
         self._check_finite(x, after)
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
@@ -118,7 +119,8 @@ class RuleNode(neuron.BaseNode):
         job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._after_backward)
         job.record = "v" if self.store_v_seq else None
         spikes = run(job, x.to(_state_dtype(x)))
-        self._check_finite(x, job.state)
+        if not job.finite:
+            self._check_finite(x, job.state)
         if self.store_v_seq:
             self.v_seq = torch.stack(job.recorded)
         return spikes.to(x.dtype), tuple(job.state[name] for name in self._memories)
@@ -127,10 +129,11 @@ class RuleNode(neuron.BaseNode):
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         return tuple(self._materialize(name, value, x) for name, value in zip(self._memories, states, strict=True))
 
-    def _materialize(self, name: str, value: Any, x: Tensor) -> Tensor:
+    def _materialize(self, name: str, value: Any, x: Tensor) -> Tensor | float:
+        """The value for this input, or the start value, a number, where there is none yet or the shape has changed."""
         shape = (self.rule.delay, *x.shape) if name == "late" else x.shape
         if not isinstance(value, Tensor) or value.shape != shape:
-            return torch.full(shape, self.rule.state.get(name, 0.0), dtype=_state_dtype(x), device=x.device)
+            return self.rule.state.get(name, 0.0)
         return value.to(dtype=_state_dtype(x), device=x.device)
 
     # ---- state and gradients -----------------------------------------------------------------------------------

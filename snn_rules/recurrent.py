@@ -31,7 +31,8 @@ def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: 
         y = torch.zeros_like(x[0], dtype=dtype)
     job = Job(node.rule, {**state, "y": y.detach().to(dtype)}, node._report, node._after_backward, "v" if node.store_v_seq else None)
     spikes = run(job, x.to(dtype), weight.to(dtype), None if x_weights is None else x_weights.to(dtype))
-    node._check_finite(x, job.state)
+    if not job.finite:
+        node._check_finite(x, job.state)
     if node.store_v_seq:
         node.v_seq = torch.stack(job.recorded)
     node._memories.update((name, job.state[name]) for name in node._memories)

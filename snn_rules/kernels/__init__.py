@@ -5,16 +5,50 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from functools import lru_cache
+
+import torch
 from torch import Tensor
 
-from ..rule import LearningRule
+from ..rule import LearningRule, RuleError
+from .build import NoCompiler
+from .compiled import Compiled, kernels
 from .eager import Eager
 
-__all__ = ["Eager", "executor"]
-
-_eager = Eager()
+__all__ = ["Compiled", "Eager", "executor"]
 
 
 def executor(rule: LearningRule, x: Tensor) -> Eager:
-    """The executor for this rule on the device of `x`."""
-    return _eager
+    """The executor for this rule on the device and in the dtype of `x`. What falls back to torch says so, once."""
+    if x.device.type != "cpu":
+        return _eager(f"kernels for {x.device.type} are not there yet")
+    return _for_cpu(rule, x.dtype == torch.float64, os.environ.get("SNN_RULES_EXECUTOR"))
+
+
+@lru_cache(maxsize=1024)
+def _for_cpu(rule: LearningRule, double: bool, forced: str | None) -> Eager:
+    if forced == "eager":
+        return _eager("SNN_RULES_EXECUTOR=eager")
+    try:
+        kernels(rule, double)
+    except (NoCompiler, RuleError) as cause:
+        _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
+        return _eager(str(cause))
+    return _compiled
+
+
+_compiled = Compiled()
+
+
+@lru_cache(maxsize=64)
+def _eager(why: str) -> Eager:
+    made = Eager()
+    made.why = why
+    return made
+
+
+@lru_cache(maxsize=64)
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)

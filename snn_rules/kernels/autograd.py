@@ -34,9 +34,11 @@ class Job:
     notify: Callable[[], None]  # called after each backward pass
     record: str | None = None  # the state whose values are kept at each step
     recorded: list[Tensor] = field(default_factory=list)
+    finite: bool | None = None  # of the state afterwards; None: the executor has not looked
 
     def forward(self, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tape]:
         spikes, self.state, tape, self.recorded = executor(self.rule, x).forward(self.rule, x, self.state, weight, self.record)
+        self.finite = tape.finite
         return spikes, tape
 
     def learned(self, dx: Tensor, neurons: State) -> None:
@@ -60,7 +62,7 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     if not (wanted and torch.is_grad_enabled()):
         with torch.no_grad():
             return job.forward(x, weight)[0]
-    if job.rule.sweeps:
+    if job.rule.sweeps or (weight is None and executor(job.rule, x).derives):
         spikes: Tensor = _Learn.apply(x, weight, x_weights, job)
         return spikes
     spikes, _ = job.forward(x, weight)  # the adjoint is derived: autograd walks back through the steps

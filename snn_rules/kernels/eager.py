@@ -22,6 +22,7 @@ class Tape:
 
     steps: dict[str, list[Tensor]] = field(default_factory=dict)
     neurons: State = field(default_factory=dict)
+    finite: bool | None = None  # of the state after the last step, where the executor has looked
 
     def flatten(self) -> tuple[list[Tensor], list[tuple[str, int]]]:
         """The tensors, and what it takes to put them back in place."""
@@ -43,6 +44,7 @@ class Eager:
     """Torch operations, step by step; `unbind` keeps them O(T)."""
 
     name = "eager torch"
+    derives = False  # autograd walks back through the steps of a rule without sweeps
     why = "the reference: torch operations, one time step after another"
 
     def forward(
@@ -50,17 +52,24 @@ class Eager:
     ) -> tuple[Tensor, State, Tape, list[Tensor]]:
         """Spikes `[T, N, *]`, the state after the last step, the tape, and the values of the state named by `record`.
 
-        `x` is `[T, N, *]` in the dtype of the state. `state` holds the rule's states, and `late` (the inputs still on
-        their way, `[delay, N, *]`) where the rule has a delay. With `weight[F, F]` the layer is recurrent: `weight`
+        `x` is `[T, N, *]` in the dtype of the state. `state` holds the rule's states (one that is no tensor is at rest), and
+        `late` (the inputs still on their way, `[delay, N, *]`) where the rule has a delay. With `weight[F, F]` the layer is recurrent: `weight`
         times the spikes of a step is added to the input of the next; `state` then holds the last spikes as `y`.
         """
-        rule_state = {name: state[name] for name in rule.state}
-        drive = x if rule.gain == 1.0 else x * rule.gain
-        arriving, state_after = drive, {}
+        start = {**rule.state, "late": 0.0, "y": 0.0}
+
+        def given(name: str, shape: tuple[int, ...]) -> Tensor:
+            value = state.get(name)
+            return value if isinstance(value, Tensor) else torch.full(shape, start[name], dtype=x.dtype, device=x.device)
+
+        rule_state = {name: given(name, x.shape[1:]) for name in rule.state}
+        sent, state_after = x, {}
         if rule.delay:
-            queue = torch.cat([state["late"], drive])
-            arriving, state_after["late"] = queue[: x.shape[0]], queue[x.shape[0] :].clone()
-        y = state["y"] if weight is not None else None
+            queue = torch.cat([given("late", (rule.delay, *x.shape[1:])), x])
+            sent, state_after["late"] = queue[: x.shape[0]], queue[x.shape[0] :].clone()
+        drive = x if rule.gain == 1.0 else x * rule.gain
+        arriving = drive if sent is x else sent * rule.gain
+        y = y_before = given("y", x.shape[1:]) if weight is not None else None
         tape, spikes, recorded = Tape({"x": list(drive.unbind(0))}), [], []
         for x_t in arriving.unbind(0):
             if weight is not None:
@@ -75,7 +84,7 @@ class Eager:
         tape.steps["s"] = spikes
         tape.neurons = dict(rule_state)
         if weight is not None:
-            tape.neurons["y"] = state["y"]
+            tape.neurons["y"] = y_before  # type: ignore[assignment]
             state_after["y"] = spikes[-1]
         return torch.stack(spikes), {**rule_state, **state_after}, tape, recorded
 

@@ -1,0 +1,80 @@
+"""Compiles C++ with the system's compiler and keeps the result: a plain shared object, found again by what it was made of."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+FLAGS = (
+    "-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC", "-w",
+    "-ffp-contract=off",  # a fused multiply-add flips a spike here and there, and one flipped spike changes all after it
+    "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+
+
+class NoCompiler(Exception):
+    """Why kernels cannot be compiled here, in one line."""
+
+
+def cache_dir() -> Path:
+    """`SNN_RULES_CACHE_DIR`, or `snn_rules` in the user's cache folder."""
+    given = os.environ.get("SNN_RULES_CACHE_DIR")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_rules"
+
+
+@lru_cache(maxsize=1)
+def compiler() -> tuple[str, str]:
+    """The command and its version. `CXX` wins; else g++, then clang++."""
+    given = os.environ.get("CXX")
+    for command in [given] if given else ["g++", "clang++"]:
+        found = shutil.which(command)
+        if found:
+            version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+            return found, version
+    raise NoCompiler(f"CXX={given!r} is no program" if given else "neither g++ nor clang++ is installed")
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def build(source: str) -> ctypes.CDLL:
+    """The shared object of `source`, compiled unless the cache has it. `NoCompiler` where neither works."""
+    command, version = compiler()
+    key = hashlib.sha256("\n".join([source, version, *FLAGS, _machine()]).encode()).hexdigest()[:32]
+    for folder in (cache_dir(), Path(tempfile.gettempdir()) / f"snn_rules-{os.getuid()}"):
+        try:
+            return ctypes.CDLL(str(_compiled(folder, key, source, command)))
+        except OSError as cause:  # a folder that cannot be written, a full disk: the next one
+            failed = cause
+    raise NoCompiler(f"no folder for compiled kernels can be written ({failed}); set SNN_RULES_CACHE_DIR")
+
+
+def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
+    path = folder / f"{key}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=folder) as work:  # two processes may do so at once: the last to rename wins, both are right
+        text, made = Path(work, "kernel.cpp"), Path(work, "kernel.so")
+        text.write_text(source)
+        done = subprocess.run([command, *FLAGS, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["no message"]
+            reason = next((line for line in said if "error" in line), said[0])
+            raise NoCompiler(f"{command} failed: {reason}")
+        os.replace(made, path)
+    return path

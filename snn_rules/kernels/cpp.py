@@ -1,0 +1,282 @@
+"""A rule's kernels in C++ for the CPU: chunks of neurons, time inside, neurons in vector registers.
+
+Each kernel is `int kernel(void** p, int64 T, int64 M, int threads)`; `Source` names the pointers in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .emit import Lines, constant
+from .graph import Node
+from .program import Program, Stage
+
+PRELUDE = """\
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+typedef {real} R;
+typedef {integer} I;
+typedef R V __attribute__((vector_size(64)));
+typedef I B __attribute__((vector_size(64)));
+typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
+enum {{ L = 64 / sizeof(R), TB = 8 }};
+#define K(c) (V{{}} + (R)(c))
+struct Quick {{ static V get(const R* p, int) {{ return *(const U*)p; }} static void put(R* p, V v, int) {{ *(U*)p = v; }} }};
+struct Part {{
+  static V get(const R* p, int n) {{ V v = {{}}; memcpy(&v, p, n * sizeof(R)); return v; }}
+  static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
+}};
+static inline V exp_(V x) {{  // Cephes: 2^k times a polynomial, to 2 ulp
+  const V lo = K({exp_low}), hi = K({exp_high});
+  x = x < lo ? lo : x > hi ? hi : x;
+  V k = x * K(1.44269504088896340736) + K({magic});
+  k = k - K({magic});
+  V r = x - k * K({ln2_high});
+  r = r - k * K({ln2_low});
+{exp_polynomial}
+  const B bits = (__builtin_convertvector(k, B) + {bias}) << {mantissa};
+  V scale; memcpy(&scale, &bits, sizeof scale);
+  return y * scale;
+}}
+struct Flush {{  // denormals of silent neurons halve the speed
+#if defined(__x86_64__)
+  unsigned was = _mm_getcsr(); Flush() {{ _mm_setcsr(was | 0x8040); }} ~Flush() {{ _mm_setcsr(was); }}
+#endif
+}};
+"""
+
+# exp(r) on [-ln2/2, ln2/2] by its Taylor series, to the last bit of the type
+FLOAT = {
+    "real": "float", "integer": "int32_t", "exp_low": "-87.0", "exp_high": "88.0", "magic": "12582912.0", "bias": 127, "mantissa": 23,
+    "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4", "terms": 7,
+}  # fmt: skip
+DOUBLE = {
+    "real": "double", "integer": "int64_t", "exp_low": "-708.0", "exp_high": "709.0", "magic": "6755399441055744.0", "bias": 1023, "mantissa": 52,
+    "ln2_high": "6.93145751953125e-1", "ln2_low": "1.42860682030941723212e-6", "terms": 13,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel's text and the names of its pointers."""
+
+    name: str
+    text: str
+    pointers: tuple[str, ...]
+
+
+def prelude(double: bool) -> str:
+    values: dict[str, Any] = dict(DOUBLE if double else FLOAT)
+    factorials = [1.0]
+    for k in range(1, values["terms"] + 1):
+        factorials.append(factorials[-1] * k)
+    polynomial = f"  V y = K({1 / factorials[-1]!r});\n" + "".join(f"  y = y * r + K({1 / f!r});\n" for f in reversed(factorials[:-1]))
+    return PRELUDE.format(**values, exp_polynomial=polynomial.rstrip())
+
+
+def forward(program: Program) -> Source:
+    """Spikes and the state after the last step. Returns 1 where a state is not finite."""
+    states = list(program.rule.state)
+    pointers = ("x", "late", "s", *(f"in_{n}" for n in states), *(f"out_{n}" for n in states), "record")
+    body = _step(program, record=True)
+    return Source("forward", _kernel("forward", pointers, _first_walk(program, body, _starts(program)), _finals(states)), pointers)
+
+
+def backward(program: Program, index: int) -> Source:
+    """One walk of the backward pass."""
+    stage, states = program.stages[index], list(program.rule.state)
+    pointers = (
+        "x",
+        "late",
+        "g",
+        "dx",
+        *(f"in_{n}" for n in states),
+        *(f"n_{n}" for n in stage.neurons),
+        "n_scale",
+        *(f"c_{n}" for n in stage.carries),
+    )
+    name = f"backward{index}"
+    if stage.walk.reverse:
+        text = _first_walk(program, _step(program, keep=stage.scratch), _starts(program)) + _reverse_walk(program, stage)
+        return Source(name, _kernel(name, pointers, text, "", scratch=len(stage.scratch)), pointers)
+    carries = {f"c{n}": value for n, value in stage.walk.start.items()}
+    text = _first_walk(program, _forward_sweep(program, stage), {**_starts(program), **carries})
+    end = "".join(f"    if (p_c_{n}) A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in stage.carries)
+    return Source(name, _kernel(name, pointers, text, _each(end)), pointers)
+
+
+# ---- the walk through the steps ------------------------------------------------------------------------------------
+
+
+def _gain(program: Program) -> str:
+    return "" if program.rule.gain == 1.0 else f" * K({constant(program.rule.gain)})"
+
+
+def _step(program: Program, keep: tuple[Node, ...] = (), record: bool = False) -> str:
+    """One step: the input has arrived in `a`; states are `v_NAME`."""
+    traced = program.traced
+    lines = Lines(lambda leaf: "a" if leaf.value[0] == "step" else f"v_{leaf.value[1]}")
+    kept = [lines(node) for node in keep]
+    spike = lines(traced.spike) if record else None
+    after = [(name, lines(node)) for name, node in traced.state.items()]
+    text = [*lines.text]
+    text += [f"sc[(t * {len(keep)} + {k}) * NC + c] = {name};" for k, name in enumerate(kept)]
+    text += [f"A::put(p_s + t * M + j, {spike}, n);"] if record else []
+    text += [f"const V new_{name} = {value};" for name, value in after] + [f"v_{name} = new_{name};" for name, _ in after]
+    text += ["if (p_record) A::put(p_record + t * M + j, v_v, n);"] if record else []
+    return "\n".join(text)
+
+
+def _forward_sweep(program: Program, stage: Stage) -> str:
+    """A forward walk of the backward pass, in the same pass as the steps."""
+    traced = program.traced
+
+    def name(leaf: Node) -> str:
+        kind, what = leaf.value
+        return {"state": f"v_{what}", "carry": f"v_c{what}", "step": str(what), "neuron": f"n_{what}"}[kind]
+
+    lines = Lines(name)
+    after = [(n, lines(node)) for n, node in traced.state.items()]
+    carried = [(n, lines(node)) for n, node in stage.walk.carry.items()]
+    text = [*_loads(program, stage.reads, ("x", "g")), *lines.text]
+    text += [f"const V new_{n} = {v};" for n, v in after] + [f"const V new_c{n} = {v};" for n, v in carried]
+    text += [f"v_{n} = new_{n};" for n, _ in after] + [f"v_c{n} = new_c{n};" for n, _ in carried]
+    return "\n".join(text)
+
+
+def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+    """Lines that load the step's own values."""
+    sources = {"a": _arrival(program), "x": f"A::get(p_x + t * M + j, n){_gain(program)}", "g": "A::get(p_g + t * M + j, n)"}
+    return [f"const V {name} = {sources[name]};" for name in wanted if name in reads]
+
+
+def _arrival(program: Program) -> str:
+    """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
+    delay = program.rule.delay
+    now = f"A::get(p_x + (t - {delay}) * M + j, n)" if delay else "A::get(p_x + t * M + j, n)"
+    return (f"(t < {delay} ? A::get(p_late + t * M + j, n) : {now})" if delay else now) + _gain(program)
+
+
+def _starts(program: Program) -> dict[str, float]:
+    return dict(program.rule.state)
+
+
+def _first_walk(program: Program, body: str, start: dict[str, float]) -> str:
+    """The walk through the steps, TB at a time with the state in registers; leaves the last state in the arrays `NAME`."""
+    declare = "".join(f"  V S_{n}[32];\n" for n in start)
+    given = {n: f"p_in_{n} ? A::get(p_in_{n} + j, n) : " if n in program.rule.state else "" for n in start}
+    begin = "".join(f"    S_{n}[c] = {given[n]}K({constant(value)});\n" for n, value in start.items())
+    load = " ".join(f"V v_{n} = S_{n}[c];" for n in start)
+    save = " ".join(f"S_{n}[c] = v_{n};" for n in start)
+    step = _indent(f"const V a = {_arrival(program)};\n{body}", 8)
+    return f"""{declare}{_each(begin)}  for (int64_t t0 = 0; t0 < T; t0 += TB)
+    for (int c = 0; c < NC; ++c) {{
+      const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
+      {load}
+      auto one = [&](int64_t t) __attribute__((always_inline)) {{
+{step}
+      }};
+      if (T - t0 >= TB) {{
+#pragma GCC unroll 8
+        for (int k = 0; k < TB; ++k) one(t0 + k);
+      }} else for (int64_t t = t0; t < T; ++t) one(t);
+      {save}
+    }}
+"""
+
+
+def _reverse_walk(program: Program, stage: Stage) -> str:
+    walk, delay = stage.walk, program.rule.delay
+
+    def name(leaf: Node) -> str:
+        kind, what = leaf.value
+        return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"f_{what}", "step": str(what)}[kind]
+
+    lines = Lines(name, {id(node): f"z{k}" for k, node in enumerate(stage.scratch)}, prefix="b")
+    dx = lines(walk.put["dx"]) if "dx" in walk.put else None
+    after = [(n, lines(node)) for n, node in walk.carry.items()]
+    text = [f"const V z{k} = sc[(t * {len(stage.scratch)} + {k}) * NC + c];" for k in range(len(stage.scratch))]
+    text += [*_loads(program, stage.reads, ("a", "x", "g")), *lines.text]
+    if dx is not None:
+        put = f"A::put(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
+        text.append(f"if (t >= {delay}) {put}" if delay else put)
+    text += [f"const V new_{n} = {v};" for n, v in after] + [f"k_{n} = new_{n};" for n, _ in after]
+    setup = "".join(f"      V k_{n} = K({constant(value)});\n" for n, value in walk.start.items())
+    setup += "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
+    setup += "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
+    setup += "".join(f"      const V f_{n} = S_{n}[c];\n" for n in stage.finals)
+    end = "".join(f"      A::put(p_c_{n} + j, k_{n}, n);\n" for n in stage.carries)
+    step = _indent("\n".join(text), 8)
+    return f"""  for (int c = 0; c < NC; ++c) {{
+      const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
+{setup}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
+{step}
+      }};
+      int64_t t = T - 1;
+      for (; t >= TB - 1; t -= TB) {{
+#pragma GCC unroll 8
+        for (int k = 0; k < TB; ++k) one(t - k);
+      }}
+      for (; t >= 0; --t) one(t);
+{end}  }}
+"""
+
+
+def _finals(states: list[str]) -> str:
+    put = "".join(f"    A::put(p_out_{n} + j, S_{n}[c], n);\n" for n in states)
+    finite = " ".join(f"bad |= !(S_{n}[c] - S_{n}[c] == K(0));" for n in states)
+    return _each(put + f"    B bad = {{}}; {finite}\n    for (int k = 0; k < L; ++k) wrong |= bad[k] != 0;\n")
+
+
+# ---- the loop over chunks of neurons -------------------------------------------------------------------------------
+
+
+def _each(body: str) -> str:
+    return f"  for (int c = 0; c < NC; ++c) {{\n    const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;\n{body}  }}\n"
+
+
+def _kernel(name: str, pointers: tuple[str, ...], body: str, end: str, scratch: int = 0) -> str:
+    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors."""
+    unpack = "\n".join(f"  R* const p_{n} = (R*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
+    choose = "  int64_t width = 32;\n"
+    if scratch:
+        choose = f"  int64_t width = {_CACHE} / (int64_t)sizeof(V) / (T * {scratch} + 1); width = width > 32 ? 32 : width;\n"
+    allocate = f"    V* sc = (V*)aligned_alloc(64, sizeof(V) * (T * {scratch} * width + 1));\n" if scratch else "    V* sc = nullptr;\n"
+    return f"""
+template <class A> static inline int {name}_chunk(void** p, int64_t T, int64_t M, int64_t j0, const int NC, V* sc) {{
+{unpack}
+  int wrong = 0; (void)sc;
+{body}{end}  return wrong;
+}}
+extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
+{choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
+  width = width < share ? width : share; width = width < 1 ? 1 : width;
+  const int64_t chunks = (M + width * L - 1) / (width * L);
+  int wrong = 0;
+#pragma omp parallel num_threads(threads) reduction(|:wrong)
+  {{
+    Flush flush; (void)flush;
+{allocate}#pragma omp for schedule(static)
+    for (int64_t i = 0; i < chunks; ++i) {{
+      const int64_t j0 = i * width * L, left = M - j0;
+      const int nc = left >= width * L ? width : (left + L - 1) / L;
+      wrong |= left >= nc * L ? {name}_chunk<Quick>(p, T, M, j0, nc, sc) : {name}_chunk<Part>(p, T, M, j0, nc, sc);
+    }}
+    free(sc);
+  }}
+  return wrong;
+}}
+"""
+
+
+_CACHE = 512 * 1024  # of scratch a thread: a part of its second-level cache
+
+
+def _indent(text: str, by: int) -> str:
+    return "\n".join(" " * by + line for line in text.splitlines())

@@ -1,0 +1,87 @@
+"""Expression graphs as lines of C: one text for vectors under g++ and for a thread under CUDA.
+
+`K(c)` is a constant, `H(c)` the condition c as 1 and 0; the two targets define them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .graph import BOOLEAN, Node, order
+
+FORMS = {
+    "neg": "-{0}",
+    "where": "{0} ? {1} : {2}",
+    "exp": "exp_({0})",
+    "heaviside": "{0} >= K(0) ? K(1) : K(0)",
+    "spike": "{0} >= K(0) ? K(1) : K(0)",
+    "minimum": "{0} > {1} ? {1} : {0}",  # NaN stays
+    "maximum": "{0} < {1} ? {1} : {0}",
+}
+
+
+class Lines:
+    """Lines that compute nodes once each; `name(leaf)` says how an input is called."""
+
+    def __init__(self, name: Callable[[Node], str], known: dict[int, str] | None = None, prefix: str = "e"):
+        self.text: list[str] = []
+        self.known = dict(known or {})  # what each node is called, by its identity
+        self._name, self._prefix = name, prefix
+
+    def __call__(self, root: Node) -> str:
+        for node in self._missing([root]):
+            self.known[id(node)] = self._one(node)
+        return self.known[id(root)]
+
+    def _missing(self, roots: Iterable[Node]) -> list[Node]:
+        """What the roots need beyond what is known: a known node hides what is below it."""
+        found: dict[int, Node] = {}
+
+        def visit(node: Node) -> None:
+            if id(node) in self.known or id(node) in found:
+                return
+            args = node.args[:1] if node.op == "spike" else node.args  # the slope is for the backward pass
+            for arg in args:
+                visit(arg)
+            found[id(node)] = node
+
+        for root in roots:
+            visit(root)
+        return list(found.values())
+
+    def _one(self, node: Node) -> str:
+        if node.op == "const":
+            return f"K({constant(node.value)})"
+        if node.op == "leaf":
+            return self._name(node)
+        args = [self.known[id(a)] for a in (node.args[:1] if node.op == "spike" else node.args)]
+        form = FORMS.get(node.op) or f"{{0}} {node.op} {{1}}"
+        name = f"{self._prefix}{len(self.text)}"
+        self.text.append(f"const {'B' if node.op in BOOLEAN else 'V'} {name} = {form.format(*args)};")
+        return name
+
+
+def constant(value: float) -> str:
+    """A number such that float and double each read the nearest one."""
+    return {"inf": "INFINITY", "-inf": "-INFINITY"}.get(repr(value), repr(value))
+
+
+def leaves(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[tuple[str, str]]:
+    """The (kind, name) of the leaves below the roots, not looking below the nodes in `cut`."""
+    hidden, seen, found = {id(n) for n in cut}, set[int](), list[tuple[str, str]]()
+
+    def visit(node: Node) -> None:
+        if id(node) in hidden or id(node) in seen:
+            return
+        seen.add(id(node))
+        if node.op == "leaf" and node.value not in found:
+            found.append(node.value)
+        for arg in node.args:
+            visit(arg)
+
+    for root in roots:
+        visit(root)
+    return found
+
+
+__all__ = ["Lines", "constant", "leaves", "order"]
