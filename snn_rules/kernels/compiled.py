@@ -22,8 +22,8 @@ PARALLEL = 16384  # neuron-steps below which a second thread costs more than it 
 class Kernels:
     """The compiled kernels of a rule for one dtype."""
 
-    def __init__(self, rule: LearningRule, double: bool):
-        self.program: Program = program(rule)
+    def __init__(self, plan: Program, double: bool):
+        self.program = plan
         sources = [cpp.forward(self.program), *(cpp.backward(self.program, k) for k in range(len(self.program.stages)))]
         library = build(cpp.prelude(double) + "".join(source.text for source in sources))
         self._run = []
@@ -41,9 +41,12 @@ class Kernels:
         return int(function(pointers, T, M, threads))
 
 
-@lru_cache(maxsize=512)
-def kernels(rule: LearningRule, double: bool) -> Kernels:
-    return Kernels(rule, double)
+_made = lru_cache(maxsize=512)(Kernels)
+
+
+def kernels(rule: LearningRule, T: int, double: bool) -> Kernels:
+    """The kernels of a rule for trains of `T` steps (which matter only to a rule that has a `between`)."""
+    return _made(program(rule, T), double)
 
 
 class Compiled(Eager):
@@ -69,7 +72,7 @@ class Compiled(Eager):
         spikes = torch.empty_like(x)
         recorded = torch.empty_like(x) if record else None
         outs = {f"out_{n}": t for n, t in after.items()}
-        wrong = kernels(rule, x.dtype == torch.float64)(0, {"x": x, "late": late, "s": spikes, "record": recorded, **given, **outs}, T, M)
+        wrong = kernels(rule, x.shape[0], x.dtype == torch.float64)(0, {"x": x, "late": late, "s": spikes, "record": recorded, **given, **outs}, T, M)
         tape = Tape(neurons={"x": x, **{k: t for k, t in given.items() if t is not None}, **({"late": late} if late is not None else {})})
         if rule.delay:
             after["late"] = torch.cat([late, x])[T:].clone() if late is not None and rule.delay > T else x[T - rule.delay :].clone()
@@ -81,15 +84,15 @@ class Compiled(Eager):
             return super().backward(rule, tape, g)
         x, g = tape.neurons["x"], g.contiguous()
         T, M = x.shape[0], x[0].numel()
-        run = kernels(rule, x.dtype == torch.float64)
+        run = kernels(rule, x.shape[0], x.dtype == torch.float64)
         dx, neurons = torch.empty_like(x), dict[str, Any]()
         if rule.delay:
             dx[max(T - rule.delay, 0) :] = 0
         for k, stage in enumerate(run.program.stages):
-            carries = {name: torch.empty_like(x[0]) for name in stage.carries}
+            left = {name: torch.empty_like(x[0]) for name in stage.writes}
             values = {f"n_{name}": neurons[name].contiguous() for name in {*stage.neurons, "scale"} & neurons.keys()}
-            run(k + 1, {**tape.neurons, "g": g, "dx": dx, **values, **{f"c_{n}": t for n, t in carries.items()}}, T, M)
-            neurons.update(carries)
+            run(k + 1, {**tape.neurons, "g": g, "dx": dx, **values, **{f"c_{n}": t for n, t in left.items()}}, T, M)
+            neurons.update(left)
             if k + 1 < len(run.program.stages):
                 neurons.update(rule.between(SimpleNamespace(T=T, **neurons)))
         return dx, neurons

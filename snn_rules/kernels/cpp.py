@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .emit import Lines, constant
-from .graph import Node
+from .graph import Node, order
 from .program import Program, Stage
 
 PRELUDE = """\
@@ -84,13 +84,13 @@ def forward(program: Program) -> Source:
     """Spikes and the state after the last step. Returns 1 where a state is not finite."""
     states = list(program.rule.state)
     pointers = ("x", "late", "s", *(f"in_{n}" for n in states), *(f"out_{n}" for n in states), "record")
-    body = _step(program, record=True)
-    return Source("forward", _kernel("forward", pointers, _first_walk(program, body, _starts(program)), _finals(states)), pointers)
+    text = _first_walk(program, _step(program), dict(program.rule.state))
+    return Source("forward", _kernel("forward", pointers, text, _finals(states)), pointers)
 
 
 def backward(program: Program, index: int) -> Source:
-    """One walk of the backward pass."""
-    stage, states = program.stages[index], list(program.rule.state)
+    """A part of the backward pass: `dx` if it is the last, and values of each neuron."""
+    stage, states, name = program.stages[index], list(program.rule.state), f"backward{index}"
     pointers = (
         "x",
         "late",
@@ -99,16 +99,14 @@ def backward(program: Program, index: int) -> Source:
         *(f"in_{n}" for n in states),
         *(f"n_{n}" for n in stage.neurons),
         "n_scale",
-        *(f"c_{n}" for n in stage.carries),
+        *(f"c_{n}" for n in stage.writes),
     )
-    name = f"backward{index}"
-    if stage.walk.reverse:
-        text = _first_walk(program, _step(program, keep=stage.scratch), _starts(program)) + _reverse_walk(program, stage)
-        return Source(name, _kernel(name, pointers, text, "", scratch=len(stage.scratch)), pointers)
-    carries = {f"c{n}": value for n, value in stage.walk.start.items()}
-    text = _first_walk(program, _forward_sweep(program, stage), {**_starts(program), **carries})
-    end = "".join(f"    if (p_c_{n}) A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in stage.carries)
-    return Source(name, _kernel(name, pointers, text, _each(end)), pointers)
+    carries = {f"c{n}": value for n, value in stage.ahead.start.items()} if stage.ahead else {}
+    text = _first_walk(program, _step(program, stage), {**program.rule.state, **carries})
+    end = _reverse_walk(program, stage) if stage.back else ""
+    left = [n for n in stage.writes if not stage.back]
+    end += _each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in left)) if left else ""
+    return Source(name, _kernel(name, pointers, text, end, scratch=len(stage.scratch)), pointers)
 
 
 # ---- the walk through the steps ------------------------------------------------------------------------------------
@@ -118,35 +116,24 @@ def _gain(program: Program) -> str:
     return "" if program.rule.gain == 1.0 else f" * K({constant(program.rule.gain)})"
 
 
-def _step(program: Program, keep: tuple[Node, ...] = (), record: bool = False) -> str:
-    """One step: the input has arrived in `a`; states are `v_NAME`."""
-    traced = program.traced
-    lines = Lines(lambda leaf: "a" if leaf.value[0] == "step" else f"v_{leaf.value[1]}")
-    kept = [lines(node) for node in keep]
-    spike = lines(traced.spike) if record else None
-    after = [(name, lines(node)) for name, node in traced.state.items()]
-    text = [*lines.text]
-    text += [f"sc[(t * {len(keep)} + {k}) * NC + c] = {name};" for k, name in enumerate(kept)]
-    text += [f"A::put(p_s + t * M + j, {spike}, n);"] if record else []
-    text += [f"const V new_{name} = {value};" for name, value in after] + [f"v_{name} = new_{name};" for name, _ in after]
-    text += ["if (p_record) A::put(p_record + t * M + j, v_v, n);"] if record else []
-    return "\n".join(text)
-
-
-def _forward_sweep(program: Program, stage: Stage) -> str:
-    """A forward walk of the backward pass, in the same pass as the steps."""
+def _step(program: Program, stage: Stage | None = None) -> str:
+    """One step: the input has arrived in `a`; states are `v_NAME`. Without a stage: the forward kernel's."""
     traced = program.traced
 
     def name(leaf: Node) -> str:
         kind, what = leaf.value
-        return {"state": f"v_{what}", "carry": f"v_c{what}", "step": str(what), "neuron": f"n_{what}"}[kind]
+        return {"state": f"v_{what}", "carry": f"v_c{what}", "step": str(what), "neuron": f"n_{what}", "total": f"n_{what}"}[kind]
 
     lines = Lines(name)
+    kept = [lines(node) for node in stage.scratch] if stage else []
+    spike = None if stage else lines(traced.spike)
     after = [(n, lines(node)) for n, node in traced.state.items()]
-    carried = [(n, lines(node)) for n, node in stage.walk.carry.items()]
-    text = [*_loads(program, stage.reads, ("x", "g")), *lines.text]
-    text += [f"const V new_{n} = {v};" for n, v in after] + [f"const V new_c{n} = {v};" for n, v in carried]
-    text += [f"v_{n} = new_{n};" for n, _ in after] + [f"v_c{n} = new_c{n};" for n, _ in carried]
+    after += [(f"c{n}", lines(node)) for n, node in stage.ahead.carry.items()] if stage and stage.ahead else []
+    text = [*_loads(program, stage.ahead_reads, ("x", "g"))] if stage else []
+    text += [*lines.text, *(f"sc[(t * {len(kept)} + {k}) * NC + c] = {value};" for k, value in enumerate(kept))]
+    text += [] if stage else [f"A::put(p_s + t * M + j, {spike}, n);"]
+    text += [f"const V new_{n} = {value};" for n, value in after] + [f"v_{n} = new_{n};" for n, _ in after]
+    text += [] if stage else ["if (p_record) A::put(p_record + t * M + j, v_v, n);"]
     return "\n".join(text)
 
 
@@ -161,10 +148,6 @@ def _arrival(program: Program) -> str:
     delay = program.rule.delay
     now = f"A::get(p_x + (t - {delay}) * M + j, n)" if delay else "A::get(p_x + t * M + j, n)"
     return (f"(t < {delay} ? A::get(p_late + t * M + j, n) : {now})" if delay else now) + _gain(program)
-
-
-def _starts(program: Program) -> dict[str, float]:
-    return dict(program.rule.state)
 
 
 def _first_walk(program: Program, body: str, start: dict[str, float]) -> str:
@@ -192,26 +175,36 @@ def _first_walk(program: Program, body: str, start: dict[str, float]) -> str:
 
 
 def _reverse_walk(program: Program, stage: Stage) -> str:
-    walk, delay = stage.walk, program.rule.delay
+    walk, delay = stage.back, program.rule.delay
+    assert walk is not None
+    ahead = stage.ahead.carry if stage.ahead else {}
 
     def name(leaf: Node) -> str:
         kind, what = leaf.value
-        return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"f_{what}", "step": str(what)}[kind]
+        if kind == "total":
+            return f"S_c{what}[c]" if what in ahead else f"n_{what}"
+        return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"S_{what}[c]", "step": str(what)}[kind]
 
-    lines = Lines(name, {id(node): f"z{k}" for k, node in enumerate(stage.scratch)}, prefix="b")
-    dx = lines(walk.put["dx"]) if "dx" in walk.put else None
+    roots = [walk.put["dx"], *walk.carry.values()]
+    once, kept = Lines(name, prefix="h"), set(stage.scratch)  # once: what is the same at each step
+    for node in order([*roots, *stage.between.values()], kept):
+        kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
+        if kinds and kinds <= {"final", "neuron", "total"}:
+            once(node)
+    lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
+    dx = lines(walk.put["dx"])
     after = [(n, lines(node)) for n, node in walk.carry.items()]
     text = [f"const V z{k} = sc[(t * {len(stage.scratch)} + {k}) * NC + c];" for k in range(len(stage.scratch))]
-    text += [*_loads(program, stage.reads, ("a", "x", "g")), *lines.text]
-    if dx is not None:
-        put = f"A::put(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
-        text.append(f"if (t >= {delay}) {put}" if delay else put)
+    text += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text]
+    put = f"A::put(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
+    text.append(f"if (t >= {delay}) {put}" if delay else put)
     text += [f"const V new_{n} = {v};" for n, v in after] + [f"k_{n} = new_{n};" for n, _ in after]
     setup = "".join(f"      V k_{n} = K({constant(value)});\n" for n, value in walk.start.items())
     setup += "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
     setup += "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
-    setup += "".join(f"      const V f_{n} = S_{n}[c];\n" for n in stage.finals)
-    end = "".join(f"      A::put(p_c_{n} + j, k_{n}, n);\n" for n in stage.carries)
+    setup += "".join(f"      {line}\n" for line in once.text)
+    left = {n: f"k_{n}" if n in walk.carry else f"S_c{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes}
+    end = "".join(f"      A::put(p_c_{n} + j, {value}, n);\n" for n, value in left.items())
     step = _indent("\n".join(text), 8)
     return f"""  for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;

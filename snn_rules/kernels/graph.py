@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +67,8 @@ class Graph:
         self._known: dict[tuple[Any, ...], Node] = {}
 
     def leaf(self, kind: str, name: str) -> Node:
-        """An input: a "state" before the step, a "carry", a "final" state, a value of the "neuron", or one of the "step":
+        """An input: a "state" before the step, a "carry", a "final" state, a "total" (the final carry of a walk before),
+        any other value of the "neuron", or one of the "step":
         `a`, the input that arrives; `x`, the input that is sent (`delay` steps earlier); `g`, the gradient of the spike."""
         return self._intern("leaf", (), (kind, name))
 
@@ -101,6 +102,8 @@ class Graph:
 class Leaves:
     """A namespace in which every name is a leaf; it remembers which were read."""
 
+    T: int | None
+
     def __init__(self, make: Callable[[str], Node]):
         self._make, self.read = make, dict[str, Node]()
 
@@ -131,10 +134,15 @@ class Traced:
     state: dict[str, Node]
     saved: dict[str, Node]
     walks: list[Walk] = field(default_factory=list)
+    # what `between` makes after each walk but the last; None where it is ordinary torch
+    between: list[dict[str, Node] | None] = field(default_factory=list)
 
 
-def trace(rule: LearningRule) -> Traced:
-    """Run the rule's step and sweeps on symbols; a rule without sweeps gets the adjoint of its step as its one walk."""
+def trace(rule: LearningRule, T: int | None = None) -> Traced:
+    """Run the rule's step and sweeps on symbols, for trains of `T` steps.
+
+    A rule without sweeps gets the adjoint of its step as its one walk.
+    """
     graph = Graph()
     m = Leaves(lambda name: graph.leaf("state", name))
     spike, state, saved = rule.step(m, graph.leaf("step", "a"))
@@ -147,16 +155,31 @@ def trace(rule: LearningRule) -> Traced:
     if not rule.sweeps:
         traced.walks.append(adjoint(traced))
         return traced
+    of_neuron: dict[str, Node] = {}
     for sweep in rule.sweeps:
-        traced.walks.append(_walk(rule, sweep, traced))
+        if traced.walks:
+            traced.between.append(_between(rule, T, graph, of_neuron))
+            of_neuron = {**of_neuron, **traced.between[-1]} if traced.between[-1] is not None else {}
+        traced.walks.append(_walk(rule, sweep, traced, of_neuron))
+        of_neuron |= {name: graph.leaf("total", name) for name in sweep.carry}
     return traced
 
 
-def _walk(rule: LearningRule, sweep: Sweep, traced: Traced) -> Walk:
+def _between(rule: LearningRule, T: int | None, graph: Graph, of_neuron: dict[str, Node]) -> dict[str, Node] | None:
+    sums = Leaves(lambda name: of_neuron[name])
+    sums.T = T
+    try:
+        return _lifted(graph, rule.between(sums))
+    except (AttributeError, KeyError, TypeError, RuleError):  # torch's own functions: it runs on tensors
+        return None
+
+
+def _walk(rule: LearningRule, sweep: Sweep, traced: Traced, of_neuron: dict[str, Node]) -> Walk:
     graph = traced.graph
     of_step = {"x": graph.leaf("step", "x"), "g": graph.leaf("step", "g"), "s": traced.spike, **traced.saved}
     c = Leaves(lambda name: graph.leaf("carry", name))
-    m = Leaves(lambda name: of_step[name] if name in of_step else graph.leaf("final" if name in rule.state else "neuron", name))
+    known = {**of_neuron, **of_step}
+    m = Leaves(lambda name: known[name] if name in known else graph.leaf("final" if name in rule.state else "neuron", name))
     put, carry = sweep.body(rule, c, m)
     if carry.keys() != sweep.carry.keys() or not c.read.keys() <= sweep.carry.keys():
         raise RuleError(f"rule {rule.name!r}: sweep {sweep.name!r} carries {list(sweep.carry)}, but reads {list(c.read)} and returns {list(carry)}")
@@ -167,13 +190,13 @@ def _lifted(graph: Graph, values: dict[str, Any]) -> dict[str, Node]:
     return {name: graph.lift(value) for name, value in values.items()}
 
 
-def order(roots: Iterable[Node]) -> list[Node]:
-    """The nodes below the roots, arguments first."""
+def order(roots: Iterable[Node], cut: Collection[Node] = ()) -> list[Node]:
+    """The nodes below the roots, arguments first; not looking below the nodes in `cut`."""
     seen: dict[int, Node] = {}
 
     def visit(node: Node) -> None:
         if id(node) not in seen:
-            for arg in node.args:
+            for arg in node.args if node not in cut else ():
                 visit(arg)
             seen[id(node)] = node
 

@@ -1,14 +1,14 @@
 """What a rule's kernels read, keep and write: the plan from which C and CUDA are emitted.
 
 The forward kernel keeps nothing: a backward kernel walks forward again from `x` and the first state, and holds what its
-own walk needs in scratch memory of the size of a cache. A rule has one forward kernel and one backward kernel a walk.
+own walk needs in scratch memory of the size of a cache. A forward sweep of the rule goes along with the steps; if
+`between` can be traced, the reverse sweep after it is in the same kernel.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 from ..rule import LearningRule, RuleError
@@ -18,46 +18,70 @@ from .graph import Node, Traced, Walk, trace
 
 @dataclass(frozen=True)
 class Stage:
-    """One backward kernel."""
+    """One backward kernel: a forward sweep along with the steps, then a reverse sweep; or one of the two."""
 
-    walk: Walk
-    scratch: tuple[Node, ...]  # values of each step that the reverse walk finds in memory
-    reads: tuple[str, ...]  # of each step: a, x, g
-    finals: tuple[str, ...]  # states after the last step that the walk reads
-    neurons: tuple[str, ...]  # values of each neuron, from the walks before and from `between`
-    carries: tuple[str, ...]  # final carries that it writes
-    scaled: bool  # multiplies dx by the neuron's `scale`, if there is one
+    ahead: Walk | None
+    back: Walk | None
+    scratch: tuple[Node, ...]  # values of each step that the reverse sweep finds in memory
+    between: dict[str, Node]  # values of each neuron, made between the two
+    ahead_reads: tuple[str, ...]  # of each step: x, g
+    back_reads: tuple[str, ...]  # of each step: a, x, g
+    neurons: tuple[str, ...]  # values of each neuron that it is given
+    writes: tuple[str, ...]  # values of each neuron that it leaves behind
+    scaled: bool  # multiplies dx by a `scale` that it may be given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     rule: LearningRule
     traced: Traced
     stages: tuple[Stage, ...]
 
 
+def program(rule: LearningRule, T: int) -> Program:
+    """The plan of a rule for trains of `T` steps; `RuleError` where it cannot be traced."""
+    return _program(rule, T if type(rule).between is not LearningRule.between else None)
+
+
 @lru_cache(maxsize=256)
-def program(rule: LearningRule) -> Program:
-    """The plan of a rule; `RuleError` where its steps or sweeps cannot be traced."""
-    traced = trace(rule)
+def _program(rule: LearningRule, T: int | None) -> Program:
+    traced = trace(rule, T)
     if "dx" not in traced.walks[-1].put:
         raise RuleError(f"rule {rule.name!r}: its last sweep puts out {list(traced.walks[-1].put)}; it should put out 'dx'")
     if any(walk.put for walk in traced.walks[:-1]):
         raise RuleError(f"rule {rule.name!r}: a sweep before the last puts out values of each step, which kernels do not hand on")
-    last = len(traced.walks) - 1
-    return Program(rule, traced, tuple(_stage(rule, traced, walk, k == last) for k, walk in enumerate(traced.walks)))
+    stages: list[Stage] = []
+    waiting: Walk | None = None  # a forward sweep that the next reverse one may join
+    for k, walk in enumerate(traced.walks):
+        last = k == len(traced.walks) - 1
+        joined = not last and traced.between[k] is not None
+        if not walk.reverse and joined and traced.walks[k + 1].reverse:
+            waiting = walk
+            continue
+        between = traced.between[k - 1] if waiting else None
+        handed = None if waiting or not stages else traced.between[k - 1]
+        stages.append(_stage(rule, traced, waiting, walk, between or {}, last, scaled=bool(stages) and handed is None))
+        waiting = None
+    return Program(rule, traced, tuple(stages))
 
 
-def _stage(rule: LearningRule, traced: Traced, walk: Walk, last: bool) -> Stage:
-    roots = [*walk.put.values(), *walk.carry.values()]
-    scratch = _scratch(traced, roots) if walk.reverse else ()
-    read = leaves(roots, scratch)
-    names = {kind: tuple(name for k, name in read if k == kind) for kind in ("final", "neuron", "step")}
-    if names["final"] and not walk.reverse:
-        raise RuleError(f"rule {rule.name!r}: a forward sweep reads the final state {names['final'][0]!r}; make the sweep a reverse one")
-    carries = tuple(name for name in walk.carry if not last or name in _diagnosed(rule))
-    scaled = last and len(traced.walks) > 1  # `between` has been called, and may have returned a scale
-    return Stage(walk, scratch, names["step"], names["final"], names["neuron"], carries, scaled)
+def _stage(rule: LearningRule, traced: Traced, ahead: Walk | None, walk: Walk, between: dict[str, Node], last: bool, scaled: bool) -> Stage:
+    back = walk if walk.reverse else None
+    ahead = ahead if back else walk
+    if back and last and "scale" in between:
+        back = Walk(True, back.start, {"dx": back.put["dx"] * between["scale"]}, back.carry)  # type: ignore[operator]
+    ahead_roots = list(ahead.carry.values()) if ahead else []
+    back_roots = [*back.put.values(), *back.carry.values()] if back else []
+    scratch = _scratch(traced, back_roots)
+    read = [*leaves(ahead_roots), *leaves([*back_roots, *between.values()], scratch)]
+    if not back and any(kind == "final" for kind, _ in read):
+        raise RuleError(f"rule {rule.name!r}: a forward sweep reads a state after the last step; make it a reverse one")
+    made = {*(ahead.carry if ahead else ()), *between}
+    neurons = tuple(dict.fromkeys(name for kind, name in read if kind == "neuron" or (kind == "total" and name not in made)))
+    left = [*(ahead.carry if ahead else ()), *between, *(back.carry if back else ())]
+    writes = tuple(name for name in left if not last or name in _diagnosed(rule))
+    steps = [tuple(name for kind, name in leaves(roots, cut) if kind == "step") for roots, cut in ((ahead_roots, ()), (back_roots, scratch))]
+    return Stage(ahead, back, scratch, between, steps[0], steps[1], neurons, writes, scaled)
 
 
 def _scratch(traced: Traced, roots: list[Node]) -> tuple[Node, ...]:
@@ -101,7 +125,7 @@ def _diagnosed(rule: LearningRule) -> set[str]:
         def __truediv__(self, other: Any) -> Any:
             return Value()
 
-    class Values(SimpleNamespace):
+    class Values:
         def __getattr__(self, name: str) -> Any:
             read.add(name)
             return Value()

@@ -60,15 +60,14 @@ class STRSBP(LearningRule):
         return {}, {"o": c.o + m.s, "X": c.X + m.x, "g_spikes": c.g_spikes + m.g * m.s, "g_all": c.g_all + m.g}
 
     def between(self, sums: Any) -> Values:
-        fired, nu = sums.o > 0, self.v_threshold
-        expected = self.silent == "expected"
-        at_spikes = sums.g_spikes / sums.o.clamp(min=1)  # dE/do_i: Eq. 27 seen from below, e_li / o_i
-        delta = torch.where(fired, at_spikes, sums.g_all / sums.T if expected else 0.0 * sums.o) / nu  # Eqs. 10, 11
-        omega = 1 - self.spsp_slope(sums.o, sums.T) * sums.X / nu  # Eq. 19: sum_j w_ij de_ij/do_i = q(o_i) sum_j w_ij o_j
-        clamped = omega.abs() < 0.5
-        omega = torch.where(clamped, torch.where(omega < 0, -0.5, 0.5).to(omega), omega)
-        virtual = (~fired).to(omega) if expected else 0.0 * omega  # a spike in the last step stands for the silent
-        return {"virtual": virtual, "delta": delta, "omega": omega, "scale": delta / omega, "clamped": clamped.to(omega)}
+        expected = 1.0 if self.silent == "expected" else 0.0
+        at_spikes = sums.g_spikes / maximum(sums.o, 1.0)  # dE/do_i: Eq. 27 seen from below, e_li / o_i
+        delta = where(sums.o > 0.0, at_spikes, (expected / sums.T) * sums.g_all) * (1 / self.v_threshold)  # Eqs. 10, 11
+        omega = 1.0 - self.spsp_slope(sums.o, sums.T) * sums.X * (1 / self.v_threshold)  # Eq. 19: sum_j w_ij de_ij/do_i = q(o_i) sum_j w_ij o_j
+        size = maximum(omega, -omega)
+        bounded = (2.0 * heaviside(omega) - 1.0) * maximum(size, 0.5)
+        virtual = expected * (1.0 - heaviside(sums.o - 0.5))  # a spike in the last step stands for the silent
+        return {"virtual": virtual, "delta": delta, "omega": bounded, "scale": delta / bounded, "clamped": 1.0 - heaviside(size - 0.5)}
 
     @sweep(reverse=True, y=0.0, b=0.0, last=1.0)
     def spsp(self, c: Any, m: Any) -> tuple[Values, Values]:

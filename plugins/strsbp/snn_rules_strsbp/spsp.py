@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.polynomial import Polynomial
+from snn_rules.ops import clip
 
 TRAINS = 500  # random trains a count, as in the paper
 
@@ -17,12 +18,13 @@ TRAINS = 500  # random trains a count, as in the paper
 def slope(counts: Any, tau_m: float, tau_s: float, T: int, t_ref: int) -> Any:
     """r'(counts), in the type and dtype of `counts`; counts outside the fitted range are taken at its edge."""
     derivative, largest = _fit(tau_m, tau_s, T, t_ref)
-    if isinstance(counts, torch.Tensor):
-        x, y = counts.clamp(1, largest), torch.zeros_like(counts)
-        for coefficient in reversed(derivative):
-            y = y * x + coefficient
-        return y
-    return np.polynomial.polynomial.polyval(np.clip(counts, 1, largest), derivative)
+    if isinstance(counts, (int, float, np.ndarray, np.generic)):
+        return np.polynomial.polynomial.polyval(np.clip(counts, 1, largest), derivative)
+    x = clip(counts, 1.0, float(largest))
+    value = 0.0 * x + derivative[-1]
+    for coefficient in reversed(derivative[:-1]):
+        value = value * x + coefficient
+    return value
 
 
 def mean_spsp(tau_m: float, tau_s: float, T: int, t_ref: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snn_rules import Capabilities, LearningRule, hookimpl, parameter, sweep
 from snn_rules.coding import psc, van_rossum_loss
-from snn_rules.ops import clip, heaviside, sigmoid, where
+from snn_rules.ops import clip, exp, heaviside, where
 from snn_rules.rule import Sweep, Training, Values
 
 PATTERNS = {"paper": (0.0, 1.0, 0.0, 1.0, 1.0), "code": (0.0, 1.0, 1.0, 1.0, 1.0)}
@@ -81,18 +81,21 @@ class TSSL(LearningRule):
             e = g - c.later
         else:
             e = (-keep / self.tau_s) * c.later
-        slope = clip(1.0 / m.du, 0.0, self.bound)  # - dt_m/du[t_m], Eq. 12
+        if self.warmup == "off":
+            cold, under = 0.0 * m.spike, m.du
+        else:  # h (1 - h) = decay / (1 + decay)^2 for h = sigmoid(5 (u - V_th)); a cold step has no spike: one division serves both
+            cold = m.cold if self.warmup == "layer" else 1.0 - heaviside(m.psc - 1 / (4 * self.tau_s))
+            decay = exp(clip(-5.0 * (m.u - self.v_threshold), -8.0, 8.0))
+            under = where(cold > 0.0, 1.0 + decay, m.du)
+        over = 1.0 / under
+        slope = clip(over, 0.0, self.bound)  # - dt_m/du[t_m], Eq. 12
         amplitude = m.u if self.reset == "zero" else self.v_threshold  # of the reset kernel nu
         inter = slope * e  # Eq. 11
         intra = slope * ((lam * amplitude) * c.th) if self.intra else 0.0  # Eq. 13
         d = where(m.spike > 0.0, inter + intra, (1 - lam) * c.th)  # dL/du[t]; th decays with the kernel
         error = d if self.leak else where(m.spike > 0.0, d, 0.0)  # Eq. 14
-        if self.warmup == "off":
-            cold = 0.0 * m.spike
-        else:
-            h = sigmoid(clip(5.0 * (m.u - self.v_threshold), -8.0, 8.0))
-            cold = m.cold if self.warmup == "layer" else 1.0 - heaviside(m.psc - 1 / (4 * self.tau_s))
-            error = where(cold > 0.0, g * (5.0 * h * (1.0 - h)), error)
+        if self.warmup != "off":
+            error = where(cold > 0.0, g * (5.0 * decay * over * over), error)
         b = error if self.psc == "output" else error + keep * c.b  # adjoint of the input filter
         dx = b if self.psc == "output" else (1 / self.tau_s) * b
         return {"dx": dx}, {"th": d, "later": g, "b": b, "out": out, "warm": c.warm + cold}
