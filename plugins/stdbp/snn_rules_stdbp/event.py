@@ -7,8 +7,7 @@ of the window. A bias is the weight of an input that fires at time 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,45 +16,10 @@ from torch import Tensor, nn
 from snn_rules import RuleError, RuleNode
 from snn_rules.neuron import warn_zero_gradient
 
+from .first_spikes import _FirstSpikes
+
 if TYPE_CHECKING:
     from .rule import STDBP
-
-
-def first_spikes(rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`times[B, in]`, `weight[out, in]` -> the first crossing of each neuron `[B, out]`, and its slope S (0 if silent)."""
-    end = times.clamp(max=rule.window)
-    ordered, index = end.sort(dim=1)
-    live = int((ordered < rule.window).sum(1).max()) if ordered.numel() else 0
-    rows, zero = weight.t().contiguous(), times.new_zeros(len(times), len(weight))
-    m = SimpleNamespace(v=zero, slope=zero, fired=zero, s_slope=zero, now=times.new_zeros(len(times), 1), time=zero + rule.window)
-    for k in range(live):
-        m = SimpleNamespace(**rule.event(m, rows[index[:, k]], ordered[:, k, None] - m.now))
-    m = SimpleNamespace(**rule.event(m, zero, rule.window - m.now))
-    return m.time, m.s_slope
-
-
-class _FirstSpikes(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, times: Tensor, weight: Tensor, rule: STDBP, notify: Any) -> Tensor:
-        out, slope = first_spikes(rule, times, weight)
-        ctx.save_for_backward(times, weight, out, slope)
-        ctx.rule, ctx.notify = rule, notify
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (times, weight, out, slope), rule = ctx.saved_tensors, ctx.rule
-        pull = torch.where(slope > 0, grads[0] / slope, rule.revive * grads[0].clamp(min=0) / rule.v_threshold)  # dL/dt_j / S_j, Eq. 10
-        ordered, index = times.sort(dim=1)
-        d_ordered, d_rows, rows = torch.zeros_like(times), torch.zeros_like(weight.t()), weight.t().contiguous()
-        for k in range(int((ordered < rule.window).sum(1).max()) if ordered.numel() else 0):
-            t = ordered[:, k, None]
-            causal = torch.where(t < out, pull, 0.0)
-            d_ordered[:, k] = (causal * rows[index[:, k]]).sum(1)  # Eq. 15
-            d_rows.index_add_(0, index[:, k], causal * (t - out))  # Eq. 14
-        ctx.notify(d_rows)
-        return torch.zeros_like(times).scatter_(1, index, d_ordered), d_rows.t(), None, None
 
 
 class _Fused:

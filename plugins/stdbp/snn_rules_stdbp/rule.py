@@ -1,5 +1,6 @@
 """STDBP: M. Zhang et al., 2021. Equation numbers are the paper's."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -91,21 +92,33 @@ class STDBP(LearningRule):
 
     # ---- mode="event" ------------------------------------------------------------------------------------------
 
+    @property
+    def event_state(self) -> dict[str, float]:
+        """What a neuron carries from input to input, and its values before the first: those of a silent neuron."""
+        return {"v": 0.0, "slope": 0.0, "time": self.window, "s_slope": 0.0}
+
     def event(self, m: Any, w: Any, dt: Any) -> Values:
-        """One input spike at one neuron, `dt` after the one before: cross the threshold on the way (Eq. 12), then add `w`.
+        """One input spike at one neuron, `dt` after the one before at `m.now`: cross the threshold on the way (Eq. 12), then add `w`.
 
         The slope S is the sum of the weights that have arrived: sums run over the causal set only.
         """
         v = m.v + m.slope * dt
-        s = heaviside(v - self.v_threshold) * (1.0 - m.fired)
+        crossed = v >= self.v_threshold
         return {
-            "v": v,
+            "v": where(crossed, -math.inf, v),  # a neuron fires once
             "slope": m.slope + w,
-            "now": m.now + dt,
-            "fired": maximum(m.fired, s),
-            "time": where(s > 0.0, m.now + (self.v_threshold - m.v) / m.slope, m.time),
-            "s_slope": where(s > 0.0, m.slope, m.s_slope),
+            "time": where(crossed, m.now + (self.v_threshold - m.v) / m.slope, m.time),
+            "s_slope": where(crossed, m.slope, m.s_slope),
         }
+
+    def pull(self, m: Any) -> Any:
+        """dL/dt_j / S_j of a neuron with spike time t_j, S_j = `m.s_slope` and dL/dt_j = `m.g`: Eq. 10."""
+        return where(m.s_slope > 0.0, m.g / m.s_slope, (self.revive / self.v_threshold) * maximum(m.g, 0.0))
+
+    def causal(self, m: Any) -> tuple[Any, Any]:
+        """What an input at `m.t` with weight `m.w` receives from a neuron at `m.time` that pulls with `m.pull`: dL/dt_i and dL/dw_ij."""
+        pull = where(m.t < m.time, m.pull, 0.0)
+        return pull * m.w, pull * (m.t - m.time)  # Eqs. 15 and 14
 
     def fuse(self, net: nn.Module, rules: Mapping[str, LearningRule]) -> bool:
         if self.mode == "clock":

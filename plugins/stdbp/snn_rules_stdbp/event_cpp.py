@@ -1,0 +1,182 @@
+"""The event layer's kernels in C++ for the CPU, around the lines that `STDBP.event`, `pull` and `causal` trace to.
+
+Forward: a thread owns a sample, sorts its inputs and walks them for a few vectors of neurons at a time, whose state stays
+in registers. Backward: a thread owns a block of inputs and walks the samples in order, so no two threads add to one sum.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from snn_rules.kernels.cpp import prelude
+from snn_rules.kernels.emit import Lines, constant
+from snn_rules.kernels.graph import Graph, Leaves, Node
+
+if TYPE_CHECKING:
+    from .rule import STDBP
+
+SETUP = """\
+#include <algorithm>
+enum { NV = 4, NI = 16 };  // vectors of neurons a walk, inputs a block
+static inline bool any(B c) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask((__m512i)c, (__m512i)c);
+#else
+  typedef int64_t Q __attribute__((vector_size(64)));
+  const Q q = (Q)c;
+  return q[0] | q[1] | q[2] | q[3] | q[4] | q[5] | q[6] | q[7];
+#endif
+}
+static inline int64_t padded(int64_t out) { return (out + L - 1) / L * L; }
+static inline int rest(int64_t out, int64_t j) { return out - j < L ? out - j : L; }
+struct Spike {
+  R t; int64_t i;
+  bool operator<(const Spike& b) const { return (t < b.t) | ((t == b.t) & (i < b.i)); }
+};
+static void rows_of(const R* weight, R* rows, int64_t i0, int ni, int64_t in, int64_t out, int64_t S) {  // weight^T
+  for (int64_t j0 = 0; j0 < out; j0 += L)
+    for (int i = 0; i < ni; ++i) {
+      R* row = rows + i * S + j0;
+      for (int k = 0; k < L; ++k) row[k] = j0 + k < out ? weight[(j0 + k) * in + i0 + i] : 0;
+    }
+}
+"""
+
+FORWARD = """
+template <int NC> static void walk(const Spike* spikes, int64_t n, const R* rows, int64_t S, R* p_time, R* p_s_slope, int64_t out) {{
+{begin}
+  R before = 0;
+  for (int64_t k = 0; k <= n; ++k) {{
+    const V now = K(before), dt = K(spikes[k].t - before);
+    const R* row = rows + spikes[k].i * S;
+    before = spikes[k].t;
+#pragma GCC unroll 8
+    for (int c = 0; c < NC; ++c) {{
+      const V w = Quick::get(row + c * L, L);
+{step}
+    }}
+  }}
+  for (int c = 0; c < NC; ++c) {{
+    Part::put(p_time + c * L, S_time[c], rest(out, c * L));
+    Part::put(p_s_slope + c * L, S_s_slope[c], rest(out, c * L));
+  }}
+}}
+extern "C" void forward(void** p, int64_t N, int64_t in, int64_t out, int threads) {{
+  const R *times = (R*)p[0], *weight = (R*)p[1]; R *rows = (R*)p[2], *p_time = (R*)p[3], *p_s_slope = (R*)p[4];
+  const int64_t S = padded(out);
+#pragma omp parallel num_threads(threads)
+  {{
+    Flush flush; (void)flush;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < in; i += NI) rows_of(weight, rows + i * S, i, in - i < NI ? in - i : NI, in, out, S);
+    Spike* spikes = (Spike*)malloc((in + 1) * sizeof(Spike));
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t s = 0; s < N; ++s) {{
+      const R* t = times + s * in; int64_t n = 0;
+      for (int64_t i = 0; i < in; ++i) {{ spikes[n] = Spike{{t[i], i}}; n += t[i] < (R){window}; }}
+      std::sort(spikes, spikes + n);
+      spikes[n] = Spike{{(R){window}, in}};  // the end of the window; row `in` is zero
+      int64_t j = 0;
+      for (; S - j >= NV * L; j += NV * L) walk<NV>(spikes, n, rows + j, S, p_time + s * out + j, p_s_slope + s * out + j, out - j);
+      for (; j < S; j += L) walk<1>(spikes, n, rows + j, S, p_time + s * out + j, p_s_slope + s * out + j, out - j);
+    }}
+    free(spikes);
+  }}
+}}
+"""
+
+BACKWARD = """
+extern "C" void backward(void** p, int64_t N, int64_t in, int64_t out, int threads) {{
+  const R *times = (R*)p[0], *weight = (R*)p[1], *p_time = (R*)p[2], *p_s_slope = (R*)p[3], *p_g = (R*)p[4];
+  R *neurons = (R*)p[5], *d_times = (R*)p[6], *d_weight = (R*)p[7];
+  const int64_t S = padded(out);
+#pragma omp parallel num_threads(threads)
+  {{
+    Flush flush; (void)flush;
+#pragma omp for schedule(static)
+    for (int64_t s = 0; s < N; ++s)
+      for (int64_t j = 0; j < out; j += L) {{
+        const int n = rest(out, j);
+        const V time = Part::get(p_time + s * out + j, n), s_slope = Part::get(p_s_slope + s * out + j, n), g = Part::get(p_g + s * out + j, n);
+{pull}
+        Quick::put(neurons + 2 * (s * S + j), time, L);
+        Quick::put(neurons + 2 * (s * S + j) + L, {pulled}, L);
+      }}
+    R* rows = (R*)aligned_alloc(64, 2 * NI * S * sizeof(R)); R* sums = rows + NI * S;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i0 = 0; i0 < in; i0 += NI) {{
+      const int ni = in - i0 < NI ? in - i0 : NI;
+      rows_of(weight, rows, i0, ni, in, out, S);
+      memset(sums, 0, NI * S * sizeof(R));
+      for (int64_t s = 0; s < N; ++s)
+        for (int i = 0; i < ni; ++i) {{
+          const R arrived = times[s * in + i0 + i];
+          if (!(arrived < (R){window})) {{ d_times[s * in + i0 + i] = 0; continue; }}
+          const V t = K(arrived); V d = K(0);
+          for (int64_t j = 0; j < S; j += L) {{
+            const V time = Quick::get(neurons + 2 * (s * S + j), L), pull = Quick::get(neurons + 2 * (s * S + j) + L, L);
+            const V w = Quick::get(rows + i * S + j, L);
+{causal}
+            d += {d_t};
+            Quick::put(sums + i * S + j, Quick::get(sums + i * S + j, L) + {d_w}, L);
+          }}
+          R sum = 0;
+          for (int k = 0; k < L; ++k) sum += d[k];
+          d_times[s * in + i0 + i] = sum;
+        }}
+      for (int64_t j = 0; j < out; ++j)
+        for (int i = 0; i < ni; ++i) d_weight[j * in + i0 + i] = sums[i * S + j];
+    }}
+    free(rows);
+  }}
+}}
+"""
+
+
+def source(rule: STDBP, double: bool) -> str:
+    """Both kernels of a rule for one dtype."""
+    return prelude(double) + SETUP + _forward(rule) + _backward(rule)
+
+
+def _forward(rule: STDBP) -> str:
+    graph = Graph()
+    m = Leaves(lambda name: graph.leaf("given" if name == "now" else "state", name))
+    after = {name: graph.lift(node) for name, node in rule.event(m, graph.leaf("given", "w"), graph.leaf("given", "dt")).items()}
+    lines = Lines(lambda leaf: leaf.value[1] if leaf.value[0] == "given" else f"S_{leaf.value[1]}[c]")
+    # what changes only where a neuron fires is left out of the events at which none of a vector's neurons does
+    fires = next((node.args[0] for node in after.values() if node.op == "where"), None)
+    rare = {name: node for name, node in after.items() if node.op == "where" and node.args[0] is fires}
+    each = {name: lines(rare[name].args[2] if name in rare else node) for name, node in after.items()}
+    text = []
+    if fires is not None:
+        crossed = lines(fires)
+        branch = Lines(lines._name, lines.known, prefix="f")
+        put = _assign({**each, **{name: branch(node) for name, node in rare.items()}})
+        text = [f"if (__builtin_expect(any({crossed}), 0)) {{", *branch.text, *put, "} else {", *_assign(each), "}"]
+    begin = "".join(
+        f"  V S_{name}[NC]; for (int c = 0; c < NC; ++c) S_{name}[c] = K({constant(value)});\n" for name, value in rule.event_state.items()
+    )
+    return FORWARD.format(begin=begin, step=_indent([*lines.text, *(text or _assign(each))], 6), window=constant(rule.window))
+
+
+def _assign(values: dict[str, str]) -> list[str]:
+    changed = {name: value for name, value in values.items() if value != f"S_{name}[c]"}
+    return [*(f"const V new_{name} = {value};" for name, value in changed.items()), *(f"S_{name}[c] = new_{name};" for name in changed)]
+
+
+def _backward(rule: STDBP) -> str:
+    graph = Graph()
+    m = Leaves(lambda name: graph.leaf("given", name))
+
+    def name(leaf: Node) -> str:
+        return str(leaf.value[1])
+
+    pull, causal = Lines(name), Lines(name)
+    pulled = pull(graph.lift(rule.pull(m)))
+    d_t, d_w = (causal(graph.lift(node)) for node in rule.causal(m))
+    values = {"pull": _indent(pull.text, 8), "pulled": pulled, "causal": _indent(causal.text, 12), "d_t": d_t, "d_w": d_w}
+    return BACKWARD.format(**values, window=constant(rule.window))
+
+
+def _indent(lines: list[str], by: int) -> str:
+    return "\n".join(" " * by + line for line in lines)

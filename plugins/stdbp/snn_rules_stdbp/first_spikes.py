@@ -1,0 +1,132 @@
+"""The first spike of each neuron from the times of its inputs, differentiable: on compiled kernels, or on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from snn_rules import RuleError
+from snn_rules.kernels.build import NoCompiler, build
+
+from . import event_cpp
+
+if TYPE_CHECKING:
+    from .rule import STDBP
+
+PARALLEL = 65536  # weights times samples below which a second thread costs more than it gains
+
+
+class Eager:
+    """The walk over the inputs on torch tensors: the reference, on any device."""
+
+    def forward(self, rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """`times[B, in]`, `weight[out, in]` -> the first crossing of each neuron `[B, out]`, and its slope S (0 if silent)."""
+        ordered, index = times.clamp(max=rule.window).sort(dim=1, stable=True)
+        rows, full = weight.t().contiguous(), times.new_ones(len(times), len(weight))
+        state, now = {name: full * value for name, value in rule.event_state.items()}, times.new_zeros(len(times), 1)
+        for k in range(_live(rule, ordered)):
+            t = ordered[:, k, None]
+            state, now = rule.event(SimpleNamespace(now=now, **state), rows[index[:, k]], t - now), t
+        state = rule.event(SimpleNamespace(now=now, **state), 0.0, rule.window - now)
+        return state["time"], state["s_slope"]
+
+    def backward(self, rule: STDBP, times: Tensor, weight: Tensor, out: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """dL/dtimes and dL/dweight."""
+        pull = rule.pull(SimpleNamespace(g=g, s_slope=slope))
+        ordered, index = times.sort(dim=1)
+        d_ordered, d_rows, rows = torch.zeros_like(times), torch.zeros_like(weight.t()), weight.t().contiguous()
+        for k in range(_live(rule, ordered)):
+            i = index[:, k]
+            d_t, d_w = rule.causal(SimpleNamespace(t=ordered[:, k, None], w=rows[i], time=out, pull=pull))
+            d_ordered[:, k] = d_t.sum(1)
+            d_rows.index_add_(0, i, d_w)
+        return torch.zeros_like(times).scatter_(1, index, d_ordered), d_rows.t()
+
+
+def _live(rule: STDBP, ordered: Tensor) -> int:
+    """How many inputs fire in the window, at most."""
+    return int((ordered < rule.window).sum(1).max()) if ordered.numel() else 0
+
+
+class Compiled:
+    """The same by the kernels of `event_cpp`, for one rule and dtype."""
+
+    def __init__(self, rule: STDBP, double: bool):
+        library = build(event_cpp.source(rule, double))
+        self._forward, self._backward = library.forward, library.backward
+        for function in (self._forward, self._backward):
+            function.argtypes, function.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_int], None
+        self._vector = 8 if double else 16
+
+    def forward(self, rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        out, slope = times.new_empty(len(times), len(weight)), times.new_empty(len(times), len(weight))
+        rows = weight.new_zeros(weight.shape[1] + 1, self._padded(weight))
+        self._run(self._forward, times.contiguous(), weight.contiguous(), rows, out, slope)
+        return out, slope
+
+    def backward(self, rule: STDBP, times: Tensor, weight: Tensor, out: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        times, weight = times.contiguous(), weight.contiguous()
+        neurons = times.new_empty(len(times), 2, self._padded(weight))
+        d_times, d_weight = torch.empty_like(times), torch.empty_like(weight)
+        self._run(self._backward, times, weight, out, slope, g.contiguous(), neurons, d_times, d_weight)
+        return d_times, d_weight
+
+    def _padded(self, weight: Tensor) -> int:
+        return -(-len(weight) // self._vector) * self._vector
+
+    @staticmethod
+    def _run(function: Any, times: Tensor, weight: Tensor, *others: Tensor) -> None:
+        tensors = (times, weight, *others)
+        pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+        threads = torch.get_num_threads() if len(times) * weight.numel() >= PARALLEL else 1
+        function(pointers, len(times), weight.shape[1], weight.shape[0], threads)
+
+
+def executor(rule: STDBP, times: Tensor, weight: Tensor) -> Eager | Compiled:
+    """What runs here. Where no kernel can be compiled it says so, once."""
+    if times.device.type != "cpu" or times.dtype not in (torch.float32, torch.float64) or times.dtype != weight.dtype:
+        return _eager
+    return _for_cpu(rule, times.dtype == torch.float64, os.environ.get("SNN_RULES_EXECUTOR"))
+
+
+@lru_cache(maxsize=512)
+def _for_cpu(rule: STDBP, double: bool, forced: str | None) -> Eager | Compiled:
+    if forced == "eager":
+        return _eager
+    try:
+        return Compiled(rule, double)
+    except (NoCompiler, RuleError) as cause:
+        _say_once(f"the event layers of {rule.name!r} run on torch tensors, many times slower: {cause}")
+        return _eager
+
+
+_eager = Eager()
+
+
+@lru_cache(maxsize=64)
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+class _FirstSpikes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, times: Tensor, weight: Tensor, rule: STDBP, notify: Any) -> Tensor:
+        ctx.rule, ctx.notify, run_by = rule, notify, executor(rule, times, weight)
+        out, slope = run_by.forward(rule, times, weight)
+        ctx.save_for_backward(times, weight, out, slope)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        times, weight, out, slope = ctx.saved_tensors
+        d_times, d_weight = executor(ctx.rule, times, weight).backward(ctx.rule, times, weight, out, slope, grads[0])
+        ctx.notify(d_weight)
+        return d_times, d_weight, None, None
