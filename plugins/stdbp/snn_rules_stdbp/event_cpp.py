@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from .rule import STDBP
 
 SETUP = """\
-#include <algorithm>
-enum { NV = 4, NI = 16 };  // vectors of neurons a walk, inputs a block
+#include <type_traits>
+typedef std::make_unsigned<I>::type Key;
+enum { NV = 4, NI = 16, NS = 64 };  // vectors of neurons a walk, inputs a block, samples a time
 static inline bool any(B c) {
 #if defined(__AVX512F__)
   return _mm512_test_epi64_mask((__m512i)c, (__m512i)c);
@@ -29,10 +30,33 @@ static inline bool any(B c) {
 }
 static inline int64_t padded(int64_t out) { return (out + L - 1) / L * L; }
 static inline int rest(int64_t out, int64_t j) { return out - j < L ? out - j : L; }
-struct Spike {
-  R t; int64_t i;
-  bool operator<(const Spike& b) const { return (t < b.t) | ((t == b.t) & (i < b.i)); }
-};
+struct Spike { R t; I i; };
+static inline Key key(R t) {  // in the order of the times; -0 is 0
+  const R zero = t + 0; Key bits; memcpy(&bits, &zero, sizeof bits);
+  const Key sign = (Key)1 << (8 * sizeof(R) - 1);
+  return bits & sign ? ~bits : bits | sign;
+}
+static Spike* sort(Spike* a, Spike* b, int64_t n) {  // into a or b; equal times stay in order
+  if (n < 64) {
+    for (int64_t k = 1, h; k < n; ++k) {
+      const Spike x = a[k];
+      for (h = k; h > 0 && x.t < a[h - 1].t; --h) a[h] = a[h - 1];
+      a[h] = x;
+    }
+    return a;
+  }
+  int32_t count[sizeof(R)][256] = {};
+  for (int64_t k = 0; k < n; ++k)
+    for (int d = 0; d < (int)sizeof(R); ++d) ++count[d][key(a[k].t) >> 8 * d & 255];
+  for (int d = 0; d < (int)sizeof(R); ++d) {
+    int32_t* const place = count[d];
+    if (place[key(a[0].t) >> 8 * d & 255] == n) continue;
+    for (int32_t v = 0, at = 0; v < 256; ++v) { const int32_t many = place[v]; place[v] = at; at += many; }
+    for (int64_t k = 0; k < n; ++k) b[place[key(a[k].t) >> 8 * d & 255]++] = a[k];
+    Spike* const sorted = b; b = a; a = sorted;
+  }
+  return a;
+}
 static void rows_of(const R* weight, R* rows, int64_t i0, int ni, int64_t in, int64_t out, int64_t S) {  // weight^T
   for (int64_t j0 = 0; j0 < out; j0 += L)
     for (int i = 0; i < ni; ++i) {
@@ -69,18 +93,18 @@ extern "C" void forward(void** p, int64_t N, int64_t in, int64_t out, int thread
     Flush flush; (void)flush;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < in; i += NI) rows_of(weight, rows + i * S, i, in - i < NI ? in - i : NI, in, out, S);
-    Spike* spikes = (Spike*)malloc((in + 1) * sizeof(Spike));
+    Spike* const space = (Spike*)malloc(2 * (in + 1) * sizeof(Spike));
 #pragma omp for schedule(dynamic, 4)
     for (int64_t s = 0; s < N; ++s) {{
       const R* t = times + s * in; int64_t n = 0;
-      for (int64_t i = 0; i < in; ++i) {{ spikes[n] = Spike{{t[i], i}}; n += t[i] < (R){window}; }}
-      std::sort(spikes, spikes + n);
-      spikes[n] = Spike{{(R){window}, in}};  // the end of the window; row `in` is zero
+      for (int64_t i = 0; i < in; ++i) {{ space[n] = Spike{{t[i], (I)i}}; n += t[i] < (R){window}; }}
+      Spike* const spikes = sort(space, space + in + 1, n);
+      spikes[n] = Spike{{(R){window}, (I)in}};  // the end of the window; row `in` is zero
       int64_t j = 0;
       for (; S - j >= NV * L; j += NV * L) walk<NV>(spikes, n, rows + j, S, p_time + s * out + j, p_s_slope + s * out + j, out - j);
       for (; j < S; j += L) walk<1>(spikes, n, rows + j, S, p_time + s * out + j, p_s_slope + s * out + j, out - j);
     }}
-    free(spikes);
+    free(space);
   }}
 }}
 """
@@ -108,11 +132,16 @@ extern "C" void backward(void** p, int64_t N, int64_t in, int64_t out, int threa
       const int ni = in - i0 < NI ? in - i0 : NI;
       rows_of(weight, rows, i0, ni, in, out, S);
       memset(sums, 0, NI * S * sizeof(R));
-      for (int64_t s = 0; s < N; ++s)
-        for (int i = 0; i < ni; ++i) {{
-          const R arrived = times[s * in + i0 + i];
-          if (!(arrived < (R){window})) {{ d_times[s * in + i0 + i] = 0; continue; }}
-          const V t = K(arrived); V d = K(0);
+      for (int64_t s0 = 0; s0 < N; s0 += NS) {{
+        int n = 0; int32_t live[NS * NI + 1];
+        for (int k = 0; k < (N - s0 < NS ? N - s0 : NS); ++k)
+          for (int i = 0; i < ni; ++i) {{
+            const int64_t at = (s0 + k) * in + i0 + i;
+            d_times[at] = 0; live[n] = k * NI + i; n += times[at] < (R){window};
+          }}
+        for (int k = 0; k < n; ++k) {{
+          const int64_t s = s0 + live[k] / NI, i = live[k] % NI, at = s * in + i0 + i;
+          const V t = K(times[at]); V d = K(0);
           for (int64_t j = 0; j < S; j += L) {{
             const V time = Quick::get(neurons + 2 * (s * S + j), L), pull = Quick::get(neurons + 2 * (s * S + j) + L, L);
             const V w = Quick::get(rows + i * S + j, L);
@@ -121,9 +150,10 @@ extern "C" void backward(void** p, int64_t N, int64_t in, int64_t out, int threa
             Quick::put(sums + i * S + j, Quick::get(sums + i * S + j, L) + {d_w}, L);
           }}
           R sum = 0;
-          for (int k = 0; k < L; ++k) sum += d[k];
-          d_times[s * in + i0 + i] = sum;
+          for (int l = 0; l < L; ++l) sum += d[l];
+          d_times[at] = sum;
         }}
+      }}
       for (int64_t j = 0; j < out; ++j)
         for (int i = 0; i < ni; ++i) d_weight[j * in + i0 + i] = sums[i * S + j];
     }}

@@ -74,8 +74,9 @@ def test_every_option_reaches_the_kernels(options, dtype):
 
 
 @BOTH
-def test_ties_order_and_signs(dtype):
-    times, weight = case(2, 6, 50, 33, dtype)
+@pytest.mark.parametrize("inputs", [50, 300])  # few are sorted by insertion, many by radix
+def test_ties_order_and_signs(inputs, dtype):
+    times, weight = case(2, 6, inputs, 33, dtype)
     agree((times * 2).round() / 2, weight)
     agree(torch.zeros_like(times), weight)
     agree(torch.where(times < 1.0, -0.0, 0.0).to(dtype), weight)
