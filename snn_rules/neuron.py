@@ -81,8 +81,8 @@ class RuleNode(neuron.BaseNode):
     def __getattr__(self, name: str) -> Any:
         rule = vars(self).get("rule")
         if rule is not None and name in rule.diagnostics:  # e.g. warmup_fraction, of the last backward pass
-            value = self._report.diagnostics.get(name)
-            return None if value is None else float(value)
+            values = self._report.values
+            return None if values is None else float(rule.diagnostics[name](values))
         return super().__getattr__(name)
 
     # ---- forward -----------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class RuleNode(neuron.BaseNode):
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
         x = inputs[0][0] if step_mode == "m" else inputs[0]
-        return tuple(self._materialize(name, value, x) for name, value in zip(self._memories, states, strict=True))
+        return tuple([self._materialize(n, v, x) if isinstance(v, Tensor) else v for n, v in zip(self._memories, states, strict=True)])
 
     def _materialize(self, name: str, value: Any, x: Tensor) -> Tensor | float:
         """The value for this input, or the start value, a number, where there is none yet or the shape has changed."""

@@ -24,15 +24,10 @@ def executor(rule: LearningRule, x: Tensor) -> Eager:
     """The executor for this rule on the device and in the dtype of `x`. What falls back to torch says so, once."""
     if x.device.type != "cpu":
         return _eager(f"kernels for {x.device.type} are not there yet")
-    return _for_cpu(rule, x.shape[0], x.dtype == torch.float64, os.environ.get("SNN_RULES_EXECUTOR"))
-
-
-@lru_cache(maxsize=1024)
-def _for_cpu(rule: LearningRule, T: int, double: bool, forced: str | None) -> Eager:
-    if forced == "eager":
+    if os.environ.get("SNN_RULES_EXECUTOR") == "eager":
         return _eager("SNN_RULES_EXECUTOR=eager")
     try:
-        kernels(rule, T, double)
+        kernels(rule, x.shape[0], x.dtype == torch.float64)
     except (NoCompiler, RuleError) as cause:
         _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
         return _eager(str(cause))

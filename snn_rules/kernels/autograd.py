@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..rule import LearningRule
 from . import executor
-from .eager import State, Tape
+from .eager import Eager, State, Tape
+from .program import diagnosed
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Report:
 
     learned: bool = False  # a backward pass went through the train whose state the neuron holds
     silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    values: Any = None  # what the rule's diagnostics read, of the last backward pass
 
 
 @dataclass
@@ -32,19 +33,21 @@ class Job:
     state: State
     report: Report
     notify: Callable[[], None]  # called after each backward pass
+    run_by: Eager = field(default_factory=Eager)
     record: str | None = None  # the state whose values are kept at each step
     recorded: list[Tensor] = field(default_factory=list)
     finite: bool | None = None  # of the state afterwards; None: the executor has not looked
 
     def forward(self, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tape]:
-        spikes, self.state, tape, self.recorded = executor(self.rule, x).forward(self.rule, x, self.state, weight, self.record)
+        spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record)
         self.finite = tape.finite
         return spikes, tape
 
     def learned(self, dx: Tensor, neurons: State) -> None:
-        report, values = self.report, SimpleNamespace(T=dx.shape[0], **neurons)
+        report = self.report
         report.learned = True
-        report.diagnostics = {name: read(values) for name, read in self.rule.diagnostics.items()}
+        if self.rule.diagnostics:
+            report.values = SimpleNamespace(T=dx.shape[0], **{name: neurons[name] for name in diagnosed(self.rule)})
         if report.silent is None and dx.numel():
             report.silent = not bool(dx.any())
         self.notify()
@@ -56,13 +59,14 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     `x_weights` has the values of `x`; the gradient it receives is the one meant for the weights that made `x`.
     Afterwards `job.state` is the state after the last step, detached.
     """
+    job.run_by = executor(job.rule, x)
     if weight is not None and job.rule.gain != 1.0:
         weight = weight * job.rule.gain  # the gain is of all that a neuron receives
     wanted = [t for t in (x, weight, x_weights) if t is not None and t.requires_grad]
     if not (wanted and torch.is_grad_enabled()):
         with torch.no_grad():
             return job.forward(x, weight)[0]
-    if job.rule.sweeps or (weight is None and executor(job.rule, x).derives):
+    if job.rule.sweeps or (weight is None and job.run_by.derives):
         spikes: Tensor = _Learn.apply(x, weight, x_weights, job)
         return spikes
     spikes, _ = job.forward(x, weight)  # the adjoint is derived: autograd walks back through the steps
@@ -91,7 +95,7 @@ class _Learn(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job, (weight, *tensors) = ctx.job, ctx.saved_tensors
-        tape, run_by = Tape.unflatten(tensors, ctx.names), executor(job.rule, grads[0])
+        tape, run_by = Tape.unflatten(tensors, ctx.names), job.run_by
         d_weight = dx_weights = None
         if weight is None:
             dx, neurons = run_by.backward(job.rule, tape, grads[0])

@@ -16,15 +16,16 @@ from .build import build
 from .eager import Eager, State, Tape
 from .program import Program, program
 
+UNROLLED = 8  # trains up to this length are walked without a loop
 PARALLEL = 16384  # neuron-steps below which a second thread costs more than it gains
 
 
 class Kernels:
     """The compiled kernels of a rule for one dtype."""
 
-    def __init__(self, plan: Program, double: bool):
+    def __init__(self, plan: Program, double: bool, steps: int | None):
         self.program = plan
-        sources = [cpp.forward(self.program), *(cpp.backward(self.program, k) for k in range(len(self.program.stages)))]
+        sources = [cpp.forward(plan, steps), *(cpp.backward(plan, k, steps) for k in range(len(plan.stages)))]
         library = build(cpp.prelude(double) + "".join(source.text for source in sources))
         self._run = []
         for source in sources:
@@ -42,11 +43,17 @@ class Kernels:
 
 
 _made = lru_cache(maxsize=512)(Kernels)
+_found: dict[tuple[int, int, bool], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than small kernels
 
 
 def kernels(rule: LearningRule, T: int, double: bool) -> Kernels:
-    """The kernels of a rule for trains of `T` steps (which matter only to a rule that has a `between`)."""
-    return _made(program(rule, T), double)
+    """The kernels of a rule for trains of `T` steps: short trains and rules with a `between` have kernels of their own."""
+    found = _found.get((id(rule), T, double))
+    if found is None:
+        if len(_found) >= 4096:
+            _found.clear()
+        found = _found[id(rule), T, double] = rule, _made(program(rule, T), double, T if T <= UNROLLED else None)
+    return found[1]
 
 
 class Compiled(Eager):

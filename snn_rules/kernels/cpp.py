@@ -25,16 +25,14 @@ typedef {integer} I;
 typedef R V __attribute__((vector_size(64)));
 typedef I B __attribute__((vector_size(64)));
 typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
-enum {{ L = 64 / sizeof(R), TB = 8 }};
+enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32 }};
 #define K(c) (V{{}} + (R)(c))
 struct Quick {{ static V get(const R* p, int) {{ return *(const U*)p; }} static void put(R* p, V v, int) {{ *(U*)p = v; }} }};
 struct Part {{
   static V get(const R* p, int n) {{ V v = {{}}; memcpy(&v, p, n * sizeof(R)); return v; }}
   static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
 }};
-static inline V exp_(V x) {{  // Cephes: 2^k times a polynomial, to 2 ulp
-  const V lo = K({exp_low}), hi = K({exp_high});
-  x = x < lo ? lo : x > hi ? hi : x;
+static inline V exp_in_range(V x) {{  // 2^k times a polynomial, to 2 ulp
   V k = x * K(1.44269504088896340736) + K({magic});
   k = k - K({magic});
   V r = x - k * K({ln2_high});
@@ -43,6 +41,10 @@ static inline V exp_(V x) {{  // Cephes: 2^k times a polynomial, to 2 ulp
   const B bits = (__builtin_convertvector(k, B) + {bias}) << {mantissa};
   V scale; memcpy(&scale, &bits, sizeof scale);
   return y * scale;
+}}
+static inline V exp_(V x) {{
+  const V lo = K({exp_low}), hi = K({exp_high});
+  return exp_in_range(x < lo ? lo : x > hi ? hi : x);
 }}
 struct Flush {{  // denormals of silent neurons halve the speed
 #if defined(__x86_64__)
@@ -54,7 +56,7 @@ struct Flush {{  // denormals of silent neurons halve the speed
 # exp(r) on [-ln2/2, ln2/2] by its Taylor series, to the last bit of the type
 FLOAT = {
     "real": "float", "integer": "int32_t", "exp_low": "-87.0", "exp_high": "88.0", "magic": "12582912.0", "bias": 127, "mantissa": 23,
-    "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4", "terms": 7,
+    "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4", "terms": 6,
 }  # fmt: skip
 DOUBLE = {
     "real": "double", "integer": "int64_t", "exp_low": "-708.0", "exp_high": "709.0", "magic": "6755399441055744.0", "bias": 1023, "mantissa": 52,
@@ -80,15 +82,15 @@ def prelude(double: bool) -> str:
     return PRELUDE.format(**values, exp_polynomial=polynomial.rstrip())
 
 
-def forward(program: Program) -> Source:
+def forward(program: Program, steps: int | None = None) -> Source:
     """Spikes and the state after the last step. Returns 1 where a state is not finite."""
     states = list(program.rule.state)
     pointers = ("x", "late", "s", *(f"in_{n}" for n in states), *(f"out_{n}" for n in states), "record")
     text = _first_walk(program, _step(program), dict(program.rule.state))
-    return Source("forward", _kernel("forward", pointers, text, _finals(states)), pointers)
+    return Source("forward", _kernel("forward", pointers, text, _finals(states), steps=steps), pointers)
 
 
-def backward(program: Program, index: int) -> Source:
+def backward(program: Program, index: int, steps: int | None = None) -> Source:
     """A part of the backward pass: `dx` if it is the last, and values of each neuron."""
     stage, states, name = program.stages[index], list(program.rule.state), f"backward{index}"
     pointers = (
@@ -106,7 +108,7 @@ def backward(program: Program, index: int) -> Source:
     end = _reverse_walk(program, stage) if stage.back else ""
     left = [n for n in stage.writes if not stage.back]
     end += _each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in left)) if left else ""
-    return Source(name, _kernel(name, pointers, text, end, scratch=len(stage.scratch)), pointers)
+    return Source(name, _kernel(name, pointers, text, end, len(stage.scratch), steps), pointers)
 
 
 # ---- the walk through the steps ------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ def _arrival(program: Program) -> str:
 
 def _first_walk(program: Program, body: str, start: dict[str, float]) -> str:
     """The walk through the steps, TB at a time with the state in registers; leaves the last state in the arrays `NAME`."""
-    declare = "".join(f"  V S_{n}[32];\n" for n in start)
+    declare = "".join(f"  V S_{n}[WIDE];\n" for n in start)
     given = {n: f"p_in_{n} ? A::get(p_in_{n} + j, n) : " if n in program.rule.state else "" for n in start}
     begin = "".join(f"    S_{n}[c] = {given[n]}K({constant(value)});\n" for n, value in start.items())
     load = " ".join(f"V v_{n} = S_{n}[c];" for n in start)
@@ -168,7 +170,10 @@ def _first_walk(program: Program, body: str, start: dict[str, float]) -> str:
       if (T - t0 >= TB) {{
 #pragma GCC unroll 8
         for (int k = 0; k < TB; ++k) one(t0 + k);
-      }} else for (int64_t t = t0; t < T; ++t) one(t);
+      }} else {{
+#pragma GCC unroll 8
+        for (int64_t t = t0; t < T; ++t) one(t);
+      }}
       {save}
     }}
 """
@@ -216,6 +221,7 @@ def _reverse_walk(program: Program, stage: Stage) -> str:
 #pragma GCC unroll 8
         for (int k = 0; k < TB; ++k) one(t - k);
       }}
+#pragma GCC unroll 8
       for (; t >= 0; --t) one(t);
 {end}  }}
 """
@@ -234,17 +240,26 @@ def _each(body: str) -> str:
     return f"  for (int c = 0; c < NC; ++c) {{\n    const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;\n{body}  }}\n"
 
 
-def _kernel(name: str, pointers: tuple[str, ...], body: str, end: str, scratch: int = 0) -> str:
-    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors."""
+def _kernel(name: str, pointers: tuple[str, ...], body: str, end: str, scratch: int = 0, steps: int | None = None) -> str:
+    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors.
+
+    With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
+    """
     unpack = "\n".join(f"  R* const p_{n} = (R*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
+    held = "V* sc"
     choose = "  int64_t width = 32;\n"
     if scratch:
         choose = f"  int64_t width = {_CACHE} / (int64_t)sizeof(V) / (T * {scratch} + 1); width = width > 32 ? 32 : width;\n"
     allocate = f"    V* sc = (V*)aligned_alloc(64, sizeof(V) * (T * {scratch} * width + 1));\n" if scratch else "    V* sc = nullptr;\n"
+    count = "const int NC"
+    if steps:
+        choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"
+        unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * steps}]; (void)sc;\n{unpack}"
     return f"""
-template <class A> static inline int {name}_chunk(void** p, int64_t T, int64_t M, int64_t j0, const int NC, V* sc) {{
+template <class A> static inline __attribute__((always_inline))
+int {name}_chunk(void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
 {unpack}
-  int wrong = 0; (void)sc;
+  int wrong = 0;
 {body}{end}  return wrong;
 }}
 extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{

@@ -10,7 +10,7 @@ from typing import Any
 from ..rule import LearningRule, RuleError, Sweep
 
 Number = int | float
-BOOLEAN = {">=", ">", "<=", "<", "&", "|"}
+BOOLEAN = {">=", ">", "<=", "<", "&", "|", "not"}
 
 
 class Node:
@@ -85,6 +85,13 @@ class Graph:
             return args[0]
         if op == "where" and args[1] is args[2]:
             return args[1]
+        if op == "where" and args[0].op == "not":
+            return self.node("where", args[0].args[0], args[2], args[1])
+        if op == ">" and numbers[1] == 0.0:  # a condition that was written as 1 and 0
+            if args[0].op in ("heaviside", "spike"):
+                return self.node(">=", args[0].args[0], 0.0)
+            if args[0].op == "-" and args[0].args[0] is self.lift(1.0) and args[0].args[1].op in ("heaviside", "spike"):
+                return self.node("not", self.node(">=", args[0].args[1].args[0], 0.0))
         return self._intern(op, args, None)
 
     def lift(self, value: Any) -> Node:

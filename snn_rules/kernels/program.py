@@ -79,7 +79,7 @@ def _stage(rule: LearningRule, traced: Traced, ahead: Walk | None, walk: Walk, b
     made = {*(ahead.carry if ahead else ()), *between}
     neurons = tuple(dict.fromkeys(name for kind, name in read if kind == "neuron" or (kind == "total" and name not in made)))
     left = [*(ahead.carry if ahead else ()), *between, *(back.carry if back else ())]
-    writes = tuple(name for name in left if not last or name in _diagnosed(rule))
+    writes = tuple(name for name in left if not last or name in diagnosed(rule))
     steps = [tuple(name for kind, name in leaves(roots, cut) if kind == "step") for roots, cut in ((ahead_roots, ()), (back_roots, scratch))]
     return Stage(ahead, back, scratch, between, steps[0], steps[1], neurons, writes, scaled)
 
@@ -111,7 +111,8 @@ def _below(roots: list[Node], cut: list[Node] | tuple[Node, ...] = ()) -> dict[i
     return found
 
 
-def _diagnosed(rule: LearningRule) -> set[str]:
+@lru_cache(maxsize=256)
+def _diagnosed(rule: type[LearningRule]) -> frozenset[str]:
     """The values of each neuron that the rule's diagnostics read."""
     read = set[str]()
 
@@ -132,4 +133,9 @@ def _diagnosed(rule: LearningRule) -> set[str]:
 
     for diagnostic in rule.diagnostics.values():
         diagnostic(Values())
-    return read
+    return frozenset(read) - {"T"}
+
+
+def diagnosed(rule: LearningRule) -> frozenset[str]:
+    """The values of each neuron that the rule's diagnostics read."""
+    return _diagnosed(type(rule))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.polynomial import Polynomial
+
 from snn_rules.ops import clip
 
 TRAINS = 500  # random trains a count, as in the paper

@@ -1,0 +1,206 @@
+"""A rule's kernels in CUDA C: a thread a neuron, time inside, the state in registers.
+
+The operations and their order are those of the C++ kernels, so that the results agree bit for bit. A backward kernel
+walks forward again from `x`; what its reverse sweep needs of each step lies in `scratch[T, K, W]`, for the `W` neurons
+from `j0` on that one launch serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import factorial
+from typing import Any
+
+from .cpp import DOUBLE, FLOAT
+from .emit import Lines, constant
+from .graph import BOOLEAN, Node, order
+from .program import Program, Stage
+
+BLOCK = 256
+OPTIONS = ("--std=c++17", "--fmad=false", "-ftz=true")  # a fused multiply-add flips a spike here and there
+
+PRELUDE = """\
+typedef {real} R;
+typedef {integer} I;
+typedef long long N;
+typedef R V;
+typedef bool B;
+#define INFINITY __longlong_as_double(0x7ff0000000000000LL)
+#define K(c) ((R)(c))
+[[maybe_unused]] static __device__ __forceinline__ V exp_in_range(V x) {{  // as under C++
+  V k = x * K(1.44269504088896340736) + K({magic});
+  k = k - K({magic});
+  V r = x - k * K({ln2_high});
+  r = r - k * K({ln2_low});
+{exp_polynomial}
+  return y * {as_real}(((I)k + {bias}) << {mantissa});
+}}
+[[maybe_unused]] static __device__ __forceinline__ V exp_(V x) {{
+  const V lo = K({exp_low}), hi = K({exp_high});
+  return exp_in_range(x < lo ? lo : x > hi ? hi : x);
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's text and its parameters in order: pointers that it reads, pointers that it writes, sizes."""
+
+    name: str
+    text: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    sizes: tuple[str, ...]
+    scratch: int = 0  # values of each step and neuron that it keeps in `scratch`
+
+    @property
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """(C type, name) of each."""
+        kinds = {"const R*": self.reads, "R*": self.writes, "N": self.sizes}
+        return tuple((kind, name) for kind, names in kinds.items() for name in names)
+
+
+def prelude(double: bool) -> str:
+    values: dict[str, Any] = dict(DOUBLE if double else FLOAT)
+    values.update(integer="long long", as_real="__longlong_as_double") if double else values.update(integer="int", as_real="__int_as_float")
+    first, *rest = (f"K({1 / factorial(k)!r})" for k in reversed(range(values["terms"] + 1)))
+    polynomial = "\n".join([f"  V y = {first};", *(f"  y = y * r + {term};" for term in rest)])
+    return PRELUDE.format(**values, exp_polynomial=polynomial)
+
+
+def kernels(program: Program) -> tuple[Kernel, ...]:
+    """The forward kernel, then one for each part of the backward pass."""
+    return (_forward(program), *(_backward(program, k) for k in range(len(program.stages))))
+
+
+def source(program: Program, double: bool) -> str:
+    """The whole translation unit."""
+    return prelude(double) + "".join(kernel.text for kernel in kernels(program))
+
+
+# ---- the walk through the steps --------------------------------------------------------------------------------------
+
+
+def _forward(program: Program) -> Kernel:
+    """Spikes and the state after the last step; the potential of each step where a `record` is given."""
+    states = list(program.rule.state)
+    lines = Lines(_name_ahead)
+    spike = lines(program.traced.spike)
+    body = [_arrival(program), *_update(lines, {f"v_{n}": node for n, node in program.traced.state.items()}, [f"p_s[at] = {spike};"])]
+    recorded = ("record",) if "v" in states else ()
+    body += ["if (p_record) p_record[at] = v_v;"] if recorded else []
+    text = [*_begin(program), *_loop("N t = 0; t < T; ++t", body), *(f"p_out_{n}[j] = v_{n};" for n in states)]
+    reads = ("x", *(("late",) if program.rule.delay else ()), *(f"in_{n}" for n in states))
+    return _kernel("forward", text, reads, ("s", *(f"out_{n}" for n in states), *recorded), ("T", "M"))
+
+
+def _backward(program: Program, index: int) -> Kernel:
+    """A part of the backward pass: `dx` if it is the last, and values of each neuron."""
+    stage, states = program.stages[index], list(program.rule.state)
+    lines, width = Lines(_name_ahead), len(stage.scratch)
+    keep = [f"scratch[(t * {width} + {k}) * W + i] = {lines(node)};" for k, node in enumerate(stage.scratch)]
+    after = {f"v_{n}": node for n, node in program.traced.state.items()}
+    after |= {f"f_{n}": node for n, node in stage.ahead.carry.items()} if stage.ahead else {}
+    body = [_arrival(program), *_loads(program, stage.ahead_reads, ("x", "g")), *_update(lines, after, keep)]
+    text = [*_begin(program, stage), *_loop("N t = 0; t < T; ++t", body)]
+    text += _reverse(program, stage) if stage.back else [f"p_c_{n}[j] = f_{n};" for n in stage.writes]
+    given = dict.fromkeys([*(f"n_{n}" for n in stage.neurons), *(("n_scale",) if stage.scaled else ())])
+    reads = ("x", *(("late",) if program.rule.delay else ()), "g", *(f"in_{n}" for n in states), *given)
+    return _kernel(
+        f"backward{index}", text, reads, (*(("dx",) if stage.back else ()), *(f"c_{n}" for n in stage.writes)), ("T", "M", "j0", "W"), width
+    )
+
+
+def _name_ahead(leaf: Node) -> str:
+    kind, name = leaf.value
+    return f"{_PREFIX_AHEAD[kind]}{name}"
+
+
+_PREFIX_AHEAD = {"state": "v_", "carry": "f_", "step": "", "neuron": "n_", "total": "n_"}
+
+
+def _gain(program: Program) -> str:
+    return "" if program.rule.gain == 1.0 else f" * K({constant(program.rule.gain)})"
+
+
+def _arrival(program: Program) -> str:
+    """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
+    delay = program.rule.delay
+    read = f"(t < {delay} ? p_late[at] : p_x[at - {delay} * M])" if delay else "p_x[at]"
+    return f"const V a = {read}{_gain(program)};"
+
+
+def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
+    loads = {"a": _arrival(program), "x": f"const V x = p_x[at]{_gain(program)};", "g": "const V g = p_g[at];"}
+    return [loads[name] for name in wanted if name in reads]
+
+
+def _update(lines: Lines, after: Mapping[str, Node], stores: list[str]) -> list[str]:
+    """Compute, store, and only then let the variables take their new values."""
+    values = {name: lines(node) for name, node in after.items()}
+    return [*lines.text, *stores, *(f"const V new_{n} = {value};" for n, value in values.items()), *(f"{n} = new_{n};" for n in values)]
+
+
+def _begin(program: Program, stage: Stage | None = None) -> list[str]:
+    """What is of the neuron, and the variables at their start values."""
+    given = dict.fromkeys([*stage.neurons, *(("scale",) if stage.scaled else ())]) if stage else {}
+    text = [f"const V n_{n} = p_n_{n}{' ? p_n_scale[j] : K(1)' if n == 'scale' else '[j]'};" for n in given]
+    text += [f"V v_{n} = p_in_{n} ? p_in_{n}[j] : K({constant(value)});" for n, value in program.rule.state.items()]
+    return text + ([f"V f_{n} = K({constant(value)});" for n, value in stage.ahead.start.items()] if stage and stage.ahead else [])
+
+
+# ---- the walk back ---------------------------------------------------------------------------------------------------
+
+
+def _reverse(program: Program, stage: Stage) -> list[str]:
+    walk, delay = stage.back, program.rule.delay
+    assert walk is not None
+    ahead = stage.ahead.carry if stage.ahead else {}
+
+    def name(leaf: Node) -> str:
+        kind, what = leaf.value
+        prefix = {"carry": "k_", "neuron": "n_", "final": "v_", "step": "", "total": "f_" if what in ahead else "n_"}
+        return f"{prefix[kind]}{what}"
+
+    kept = set(stage.scratch)
+    once = Lines(name, prefix="h")  # what is the same at each step
+    for node in order([walk.put["dx"], *walk.carry.values(), *stage.between.values()], kept):
+        kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
+        if kinds and kinds <= {"final", "neuron", "total"}:
+            once(node)
+    lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
+    put = f"p_dx[at - {delay} * M] = {lines(walk.put['dx'])}{_gain(program)}{' * n_scale' if stage.scaled else ''};"
+    step = [_scratch(k, len(stage.scratch), node) for k, node in enumerate(stage.scratch)]
+    step += _loads(program, stage.back_reads, ("a", "x", "g"))
+    step += _update(lines, {f"k_{n}": node for n, node in walk.carry.items()}, [f"if (t >= {delay}) {put}" if delay else put])
+    left = {n: f"k_{n}" if n in walk.carry else f"f_{n}" if n in ahead else once(stage.between[n]) for n in stage.writes}
+    start = [f"V k_{n} = K({constant(value)});" for n, value in walk.start.items()]
+    return [*start, *once.text, *_loop("N t = T - 1; t >= 0; --t", step), *(f"p_c_{n}[j] = {value};" for n, value in left.items())]
+
+
+def _scratch(k: int, width: int, node: Node) -> str:
+    read = f"scratch[(t * {width} + {k}) * W + i]"
+    return f"const B z{k} = {read} != K(0);" if node.op in BOOLEAN else f"const V z{k} = {read};"
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def _loop(over: str, body: list[str]) -> list[str]:
+    return [f"for ({over}) {{", "  const N at = t * M + j; (void)at;", *(f"  {line}" for line in body), "}"]
+
+
+def _kernel(name: str, body: list[str], reads: tuple[str, ...], writes: tuple[str, ...], sizes: tuple[str, ...], scratch: int = 0) -> Kernel:
+    writes = (*writes, "scratch") if scratch else writes
+    made = Kernel(name, "", reads, writes, sizes, scratch)
+    said = [f"{kind} __restrict__ {_pointer(n)}" if kind.endswith("*") else f"const {kind} {n}" for kind, n in made.parameters]
+    head = ["const N i = (N)blockIdx.x * blockDim.x + threadIdx.x;"]
+    head += ["if (i >= W) return;", "const N j = j0 + i;"] if "W" in sizes else ["if (i >= M) return;", "const N j = i;"]
+    lines = "".join(f"  {line}\n" for line in [*head, *body])
+    text = f'\nextern "C" __global__ void __launch_bounds__({BLOCK}) {name}(\n    {", ".join(said)}) {{\n{lines}}}\n'
+    return Kernel(name, text, reads, writes, sizes, scratch)
+
+
+def _pointer(name: str) -> str:
+    return name if name == "scratch" else f"p_{name}"

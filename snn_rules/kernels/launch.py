@@ -1,0 +1,145 @@
+"""Runs a rule by its CUDA kernels through CuPy, which is imported when the first CUDA tensor arrives.
+
+Each launch sets the device and torch's current stream, for autograd walks back in a thread of its own. torch allocates
+all memory. What the reverse sweep finds of each step takes T x (values kept) x (size of a value) a neuron; with more
+neurons than `SCRATCH` bytes hold, a backward pass is several launches, one after another in the same memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rule import LearningRule, RuleError
+from . import cuda
+from .eager import Eager, State, Tape
+from .program import Program, program
+
+SCRATCH = 512 << 20  # bytes, at most, that a backward pass keeps beside its tensors
+
+
+class NoCupy(Exception):
+    """Why CUDA kernels cannot run here, with the remedy, in one line."""
+
+
+def remedy() -> str:
+    """How CuPy is installed beside this torch."""
+    major = (torch.version.cuda or "13").partition(".")[0]
+    return f"pip install 'snn-rules[cuda{major}]'"
+
+
+def pack(kernel: cuda.Kernel, tensors: dict[str, Tensor | None], sizes: dict[str, int]) -> tuple[np.generic, ...]:
+    """The arguments in the order and width of the kernel's parameters; a name without a tensor is a null pointer."""
+    packed: list[np.generic] = []
+    for kind, name in kernel.parameters:
+        tensor = tensors.get(name)
+        if kind == "N":
+            packed.append(np.int64(sizes[name]))
+        elif tensor is not None and not tensor.is_contiguous():
+            raise RuleError(f"kernel {kernel.name!r}: {name!r} of shape {list(tensor.shape)} is not contiguous")
+        else:
+            packed.append(np.uint64(0 if tensor is None else tensor.data_ptr()))
+    return tuple(packed)
+
+
+class Kernels:
+    """The kernels of a rule for one dtype, loaded on one device."""
+
+    def __init__(self, plan: Program, double: bool, device: torch.device):
+        self.program, self.kernels, self.device = plan, cuda.kernels(plan), device
+        try:
+            self._cupy = importlib.import_module("cupy")
+            with self._cupy.cuda.Device(device.index):
+                module = self._cupy.RawModule(code=cuda.source(plan, double), options=cuda.OPTIONS)
+                self._functions = [module.get_function(kernel.name) for kernel in self.kernels]
+        except ImportError as cause:
+            raise NoCupy(f"CuPy cannot be imported ({_first_line(cause)}); {remedy()}") from cause
+        except Exception as cause:  # of its compiler, loader or driver: each has its own class
+            raise NoCupy(f"CuPy cannot load the kernels of {plan.rule.name!r} ({_first_line(cause)}); {remedy()}") from cause
+
+    def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> None:
+        """Run kernel `index` (0: forward, k: the k-th walk back) on the current stream."""
+        kernel, like = self.kernels[index], tensors["x"]
+        assert like is not None
+        width = self._width(kernel, T, M, like.element_size())
+        if kernel.scratch:
+            tensors = {**tensors, "scratch": like.new_empty(T, kernel.scratch, width)}
+        with self._cupy.cuda.Device(self.device.index), self._cupy.cuda.Stream.from_external(torch.cuda.current_stream(self.device)):
+            for j0 in range(0, M, width):
+                W = min(width, M - j0)
+                arguments = pack(kernel, tensors, {"T": T, "M": M, "j0": j0, "W": W})
+                self._functions[index]((-(-W // cuda.BLOCK),), (cuda.BLOCK,), arguments)
+
+    @staticmethod
+    def _width(kernel: cuda.Kernel, T: int, M: int, size: int) -> int:
+        """Neurons a launch: all, or as many whole blocks as the scratch memory holds."""
+        if not kernel.scratch:
+            return max(M, 1)
+        held = SCRATCH // (T * kernel.scratch * size)
+        return max(min(M, max(held // cuda.BLOCK, 1) * cuda.BLOCK), 1)
+
+
+@lru_cache(maxsize=512)
+def _loaded(plan: Program, double: bool, device: torch.device) -> Kernels:
+    return Kernels(plan, double, device)
+
+
+def kernels(rule: LearningRule, T: int, double: bool, device: torch.device) -> Kernels:
+    """The kernels of a rule for trains of `T` steps (which matter only to a rule that has a `between`)."""
+    return _loaded(program(rule, T), double, device)
+
+
+class Launched(Eager):
+    """Kernels for feed-forward layers; a recurrent layer's matrix products lie between the steps, which run on torch."""
+
+    name = "compiled for the GPU"
+    why = "CuPy is installed"
+    derives = True  # a rule without sweeps gets its adjoint from its graph
+
+    def forward(
+        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None
+    ) -> tuple[Tensor, State, Tape, list[Tensor]]:
+        if weight is not None or record not in (None, "v"):
+            return super().forward(rule, x, state, weight, record)
+        x = x.contiguous()
+        T, M = x.shape[0], x[0].numel()
+        run = kernels(rule, T, x.dtype == torch.float64, x.device)
+        given: dict[str, Tensor | None] = {f"in_{n}": s.contiguous() for n in rule.state if isinstance(s := state.get(n), Tensor)}
+        queue = state.get("late")
+        if rule.delay:
+            given["late"] = queue.contiguous() if isinstance(queue, Tensor) else x.new_zeros(rule.delay, *x.shape[1:])
+        after = {name: torch.empty_like(x[0]) for name in rule.state}
+        spikes, recorded = torch.empty_like(x), torch.empty_like(x) if record else None
+        run(0, {"x": x, "s": spikes, "record": recorded, **given, **{f"out_{n}": t for n, t in after.items()}}, T, M)
+        if rule.delay:
+            after["late"] = torch.cat([given["late"], x])[T:] if rule.delay > T else x[T - rule.delay :].clone()  # type: ignore[list-item]
+        tape = Tape(neurons={"x": x, **{name: t for name, t in given.items() if t is not None}})
+        return spikes, after, tape, list(recorded.unbind(0)) if recorded is not None else []
+
+    def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
+        if tape.steps:
+            return super().backward(rule, tape, g)
+        x, g = tape.neurons["x"], g.contiguous()
+        T, M = x.shape[0], x[0].numel()
+        run = kernels(rule, T, x.dtype == torch.float64, x.device)
+        dx, neurons = torch.empty_like(x), dict[str, Any]()
+        if rule.delay:
+            dx[max(T - rule.delay, 0) :] = 0
+        for k, stage in enumerate(run.program.stages):
+            left = {name: torch.empty_like(x[0]) for name in stage.writes}
+            values = {f"n_{name}": neurons[name].contiguous() for name in {*stage.neurons, "scale"} & neurons.keys()}
+            run(k + 1, {**tape.neurons, "g": g, "dx": dx, **values, **{f"c_{n}": t for n, t in left.items()}}, T, M)
+            neurons.update(left)
+            if k + 1 < len(run.program.stages):
+                neurons.update(rule.between(SimpleNamespace(T=T, **neurons)))
+        return dx, neurons
+
+
+def _first_line(cause: BaseException) -> str:
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
