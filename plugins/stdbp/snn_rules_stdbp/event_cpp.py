@@ -28,6 +28,17 @@ static inline bool any(B c) {
   return q[0] | q[1] | q[2] | q[3] | q[4] | q[5] | q[6] | q[7];
 #endif
 }
+static inline R total(V d) {
+  typedef R Half __attribute__((vector_size(32)));
+  typedef R Quarter __attribute__((vector_size(16)));
+  Half h[2]; memcpy(h, &d, sizeof h); h[0] += h[1];
+  Quarter q[2]; memcpy(q, h, sizeof q); q[0] += q[1];
+  R sum = q[0][0];
+  for (int l = 1; l < L / 4; ++l) sum += q[0][l];
+  return sum;
+}
+static inline V get(const R* p, int n) { return n == L ? Quick::get(p, n) : Part::get(p, n); }
+static inline void put(R* p, V v, int n) { if (n == L) Quick::put(p, v, n); else Part::put(p, v, n); }
 static inline int64_t padded(int64_t out) { return (out + L - 1) / L * L; }
 static inline int rest(int64_t out, int64_t j) { return out - j < L ? out - j : L; }
 struct Spike { R t; I i; };
@@ -81,8 +92,8 @@ template <int NC> static void walk(const Spike* spikes, int64_t n, const R* rows
     }}
   }}
   for (int c = 0; c < NC; ++c) {{
-    Part::put(p_time + c * L, S_time[c], rest(out, c * L));
-    Part::put(p_s_slope + c * L, S_s_slope[c], rest(out, c * L));
+    put(p_time + c * L, S_time[c], rest(out, c * L));
+    put(p_s_slope + c * L, S_s_slope[c], rest(out, c * L));
   }}
 }}
 extern "C" void forward(void** p, int64_t N, int64_t in, int64_t out, int threads) {{
@@ -121,7 +132,7 @@ extern "C" void backward(void** p, int64_t N, int64_t in, int64_t out, int threa
     for (int64_t s = 0; s < N; ++s)
       for (int64_t j = 0; j < out; j += L) {{
         const int n = rest(out, j);
-        const V time = Part::get(p_time + s * out + j, n), s_slope = Part::get(p_s_slope + s * out + j, n), g = Part::get(p_g + s * out + j, n);
+        const V time = get(p_time + s * out + j, n), s_slope = get(p_s_slope + s * out + j, n), g = get(p_g + s * out + j, n);
 {pull}
         Quick::put(neurons + 2 * (s * S + j), time, L);
         Quick::put(neurons + 2 * (s * S + j) + L, {pulled}, L);
@@ -149,9 +160,7 @@ extern "C" void backward(void** p, int64_t N, int64_t in, int64_t out, int threa
             d += {d_t};
             Quick::put(sums + i * S + j, Quick::get(sums + i * S + j, L) + {d_w}, L);
           }}
-          R sum = 0;
-          for (int l = 0; l < L; ++l) sum += d[l];
-          d_times[at] = sum;
+          d_times[at] = total(d);
         }}
       }}
       for (int64_t j = 0; j < out; ++j)
