@@ -29,6 +29,7 @@ class _Fused:
     path: str
     stock: type[nn.Module]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def times(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`x[B, in]` -> `[B, out]`."""
         if bias is not None:

@@ -183,3 +183,16 @@ def test_a_network_learns_the_same_on_either(monkeypatch):
         found.append([p.grad for p in twin.parameters()])
     for mine, want in zip(*found, strict=True):
         torch.testing.assert_close(mine, want, rtol=2e-5, atol=2e-5 * float(want.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo itself looks there
+def test_torch_compile_goes_around_the_kernels():
+    net = nn.Sequential(nn.Linear(30, 20), snn_rules.RuleNode("stdbp"))
+    RULE.initialize(snn_rules.convert(net, RULE))
+    times, found = 2 * torch.rand(4, 30), []
+    for run in (net, torch.compile(net, backend="eager")):
+        net.zero_grad()
+        out = run(times)
+        out.sum().backward()
+        found.append((out, net[0].weight.grad.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
