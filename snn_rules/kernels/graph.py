@@ -74,6 +74,8 @@ class Graph:
 
     def node(self, op: str, *given: Any) -> Node:
         args = tuple(self.lift(a) for a in given)
+        if op in ("+", "-", "*", "/", "neg", "minimum", "maximum"):  # a condition in arithmetic is 1 or 0, as in torch
+            args = tuple(self.node("where", a, 1.0, 0.0) if a.op in BOOLEAN else a for a in args)
         numbers = [a.value if a.op == "const" else None for a in args]
         if op == "*" and 1.0 in numbers:
             return args[1] if numbers[0] == 1.0 else args[0]

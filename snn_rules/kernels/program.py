@@ -48,6 +48,8 @@ def _program(rule: LearningRule, T: int | None) -> Program:
     traced = trace(rule, T)
     if "dx" not in traced.walks[-1].put:
         raise RuleError(f"rule {rule.name!r}: its last sweep puts out {list(traced.walks[-1].put)}; it should put out 'dx'")
+    if not traced.walks[-1].reverse:
+        raise RuleError(f"rule {rule.name!r}: its last sweep walks forward, for which there is no kernel; dx is made walking back")
     if any(walk.put for walk in traced.walks[:-1]):
         raise RuleError(f"rule {rule.name!r}: a sweep before the last puts out values of each step, which kernels do not hand on")
     stages: list[Stage] = []
@@ -92,7 +94,8 @@ def _scratch(traced: Traced, roots: list[Node]) -> tuple[Node, ...]:
     chosen += [n for n in _below(roots, chosen).values() if n.op == "leaf" and n.value[0] == "state"]
     for node in sorted(chosen, key=lambda n: -len(_below([n]))):
         rest = [n for n in chosen if n is not node]
-        if all(kind not in ("state", "step") for kind, _ in leaves([node], rest)):
+        again = [leaf for leaf in leaves([node], rest) if leaf[0] in ("state", "step")]
+        if not again or (again == [("step", "a")] and ("step", "a") in leaves(roots, chosen)):
             chosen = rest  # cheap to compute again
     return tuple(chosen)
 

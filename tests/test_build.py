@@ -1,0 +1,112 @@
+"""The compiler, its cache, and what is said and done where they fail: no crash, no wrong result, one clear line."""
+
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import snn_rules
+from snn_rules.kernels import Compiled, Eager
+
+TRY = """
+import warnings
+import snn_rules, torch
+from snn_rules.kernels import Eager, executor
+rule, x = snn_rules.get_rule("surrogate", tau_m=3.0), torch.linspace(-1, 3, 60).view(12, 5)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    runner = executor(rule, x)
+    runner = executor(rule, x)
+    spikes = runner.forward(rule, x, {})[0]
+    executor(rule, x.double())
+assert torch.equal(spikes, Eager().forward(rule, x, {})[0]) and spikes.count_nonzero()
+print(runner.name, "|", runner.why, "|", *sorted({str(w.message) for w in said}))
+"""
+
+
+def run(code=TRY, **environment):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_compiles_into_the_cache_and_finds_it_again(tmp_path):
+    cache = tmp_path / "kernels"
+    assert run(SNN_RULES_CACHE_DIR=str(cache)).startswith("compiled for the CPU | a C++ compiler is installed |")
+    made = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert made and all(path.suffix == ".so" for path in made)
+    run(SNN_RULES_CACHE_DIR=str(cache))
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == made
+
+
+def test_two_processes_with_an_empty_cache_at_once(tmp_path):
+    environment = {**os.environ, "SNN_RULES_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([sys.executable, "-c", TRY], stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    for process in both:
+        assert process.communicate()[0].startswith("compiled for the CPU") and process.returncode == 0
+    assert all(path.suffix == ".so" for path in tmp_path.iterdir())
+
+
+def test_no_compiler_gives_eager_torch_said_once():
+    name, why, said = run(CXX="/nonexistent").split(" | ")
+    assert name == "eager torch" and why == "CXX='/nonexistent' is no program"
+    assert said == "'surrogate' runs on torch tensors, many times slower: CXX='/nonexistent' is no program"
+
+
+def test_a_compiler_that_fails(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        textwrap.dedent("""\
+        #!/bin/sh
+        [ "$1" = --version ] && echo "broken 1.0" && exit 0
+        echo "kernel.cpp:1:1: fatal error: out of luck" >&2; exit 1
+        """)
+    )
+    compiler.chmod(compiler.stat().st_mode | stat.S_IEXEC)
+    name, why, _ = run(CXX=str(compiler), SNN_RULES_CACHE_DIR=str(tmp_path / "cache")).split(" | ")
+    assert name == "eager torch" and why.endswith("failed: kernel.cpp:1:1: fatal error: out of luck")
+    assert not list((tmp_path / "cache").glob("*.so"))
+
+
+def test_a_cache_that_cannot_be_written_and_a_full_disk(tmp_path):
+    file = tmp_path / "a file, no folder"
+    file.write_text("")
+    assert run(SNN_RULES_CACHE_DIR=str(file / "cache")).startswith("compiled for the CPU")  # the temporary folder serves
+    full = TRY + textwrap.dedent("""
+        from pathlib import Path
+        from snn_rules.kernels import build
+        def no_space(*_, **__): raise OSError(28, "No space left on device")
+        Path.mkdir = no_space
+        try: build.build("int nothing;  // never compiled before")
+        except build.NoCompiler as cause: print(cause)
+        """)
+    assert "No space left on device); set SNN_RULES_CACHE_DIR" in run(full)
+
+
+def test_eager_can_be_forced(monkeypatch):
+    monkeypatch.setenv("SNN_RULES_EXECUTOR", "eager")
+    runner = snn_rules.kernels.executor(snn_rules.get_rule("tssl"), torch.zeros(2, 2))
+    assert (type(runner), runner.why) == (Eager, "SNN_RULES_EXECUTOR=eager")
+    monkeypatch.delenv("SNN_RULES_EXECUTOR")
+    assert type(snn_rules.kernels.executor(snn_rules.get_rule("tssl"), torch.zeros(2, 2))) is Compiled
+
+
+@pytest.mark.parametrize("rule", ["surrogate", "tssl", "strsbp", "stdbp"])
+def test_the_neuron_gives_the_same_under_both(rule, monkeypatch):
+    torch.manual_seed(0)
+    x, g = torch.randn(20, 3, 7) * 0.5, torch.randn(20, 3, 7)
+    found = []
+    for forced in ("eager", ""):
+        monkeypatch.setenv("SNN_RULES_EXECUTOR", forced)
+        node = snn_rules.RuleNode(rule, step_mode="m", **({"v_threshold": 0.5} if rule == "strsbp" else {}))
+        leaf = x.clone().requires_grad_()
+        out = node(leaf)
+        out.backward(g)
+        found.append((out.detach(), leaf.grad, node.v))
+    assert found[0][0].count_nonzero() and found[0][1].count_nonzero()
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][2], found[1][2])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=2e-5, atol=1e-6)
