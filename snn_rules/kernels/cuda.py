@@ -170,7 +170,7 @@ def _reverse(program: Program, stage: Stage) -> list[str]:
         if kinds and kinds <= {"final", "neuron", "total"}:
             once(node)
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
-    put = f"p_dx[at - {delay} * M] = {lines(walk.put['dx'])}{_gain(program)}{' * n_scale' if stage.scaled else ''};"
+    put = f"p_dx[at{f' - {delay} * M' if delay else ''}] = {lines(walk.put['dx'])}{_gain(program)}{' * n_scale' if stage.scaled else ''};"
     step = [_scratch(k, len(stage.scratch), node) for k, node in enumerate(stage.scratch)]
     step += _loads(program, stage.back_reads, ("a", "x", "g"))
     step += _update(lines, {f"k_{n}": node for n, node in walk.carry.items()}, [f"if (t >= {delay}) {put}" if delay else put])

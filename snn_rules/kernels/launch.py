@@ -61,7 +61,7 @@ class Kernels:
         except ImportError as cause:
             raise NoCupy(f"CuPy cannot be imported ({_first_line(cause)}); {remedy()}") from cause
         except Exception as cause:  # of its compiler, loader or driver: each has its own class
-            raise NoCupy(f"CuPy cannot load the kernels of {plan.rule.name!r} ({_first_line(cause)}); {remedy()}") from cause
+            raise NoCupy(f"CuPy cannot load the kernels of {plan.rule.name!r} ({_first_line(cause)}); see snn-rules doctor --kernels") from cause
 
     def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> None:
         """Run kernel `index` (0: forward, k: the k-th walk back) on the current stream."""
@@ -85,14 +85,24 @@ class Kernels:
         return max(min(M, max(held // cuda.BLOCK, 1) * cuda.BLOCK), 1)
 
 
-@lru_cache(maxsize=512)
-def _loaded(plan: Program, double: bool, device: torch.device) -> Kernels:
-    return Kernels(plan, double, device)
+_loaded = lru_cache(maxsize=512)(Kernels)
+_found: dict[tuple[Any, ...], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than a launch
 
 
 def kernels(rule: LearningRule, T: int, double: bool, device: torch.device) -> Kernels:
     """The kernels of a rule for trains of `T` steps (which matter only to a rule that has a `between`)."""
-    return _loaded(program(rule, T), double, device)
+    key = id(rule), T, double, device.type, device.index
+    if key not in _found:
+        if len(_found) >= 4096:
+            _found.clear()
+        _found[key] = rule, _loaded(program(rule, T), double, device)
+    return _found[key][1]
+
+
+def forget() -> None:
+    """Unload all kernels."""
+    _loaded.cache_clear()
+    _found.clear()
 
 
 class Launched(Eager):

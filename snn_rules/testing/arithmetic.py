@@ -23,18 +23,14 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "num": lambda a, b: (a == a) & (b == b), "nan": lambda a, b: (a != a) | (b != b),
 }  # fmt: skip
 UNARY: dict[str, Callable[[Any], Any]] = {
-    "mov": np.positive,
-    "neg": np.negative,
-    "abs": np.abs,
-    "not": np.invert,
-    "rcp": lambda a: a.dtype.type(1) / a,
-    "sqrt": np.sqrt,
-}
+    "mov": lambda a: a, "neg": np.negative, "abs": np.abs, "not": np.invert, "rcp": lambda a: a.dtype.type(1) / a, "sqrt": np.sqrt,
+}  # fmt: skip
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "min": np.fmin, "max": np.fmax,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
 }  # fmt: skip
 ROUNDED = {"div", "rcp", "sqrt"}  # of floats: exact only where they say `.rn`
+ROUND: dict[str, Callable[[Any], Any]] = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 SMALLEST = np.float32(1.17549435e-38)
 
 Operand = Callable[[int, str], Array]  # (which, as what type)
@@ -63,10 +59,10 @@ def compute(op: tuple[str, ...], operand: Operand) -> tuple[str, Any]:
     if name == "cvt":
         return op[-2], _convert(given(1), op)
     if name in ("shl", "shr"):
-        count = operand(2, "u32").astype(np.int64)
-        return kind, np.where(
-            count < 8 * given(1).itemsize, getattr(np, {"shl": "left_shift", "shr": "right_shift"}[name])(given(1), count.astype(TYPES[kind])), 0
-        )
+        count, shift = operand(2, "u32"), np.left_shift if name == "shl" else np.right_shift
+        if (count >= 8 * given(1).itemsize).any():
+            raise Unsupported("a shift by the whole width")
+        return kind, shift(given(1), count.astype(TYPES[kind]))
     if "wide" in op:
         wide = f"{kind[0]}{2 * int(kind[1:])}"
         product = given(1).astype(TYPES[wide]) * given(2).astype(TYPES[wide])
@@ -75,7 +71,7 @@ def compute(op: tuple[str, ...], operand: Operand) -> tuple[str, Any]:
         return kind, given(1) * given(2) + given(3)
     if kind[0] != "f" and (name in ("div", "rem") or "hi" in op):
         raise Unsupported("integer division")
-    value = UNARY[name](given(1)) if name in UNARY and name != "mov" else given(1) if name == "mov" else BINARY[name](given(1), given(2))
+    value = UNARY[name](given(1)) if name in UNARY else BINARY[name](given(1), given(2))
     return kind, flushed(value) if flush and kind == "f32" else value
 
 
@@ -86,14 +82,9 @@ def flushed(x: Array) -> Array:
 
 
 def _convert(x: Array, op: tuple[str, ...]) -> Array:
-    to, dtype = op[-2], TYPES[op[-2]]
-    if x.dtype.kind != "f" or to[0] == "f":
+    dtype = TYPES[op[-2]]
+    if x.dtype.kind != "f" or op[-2][0] == "f":
         return x.astype(dtype)
-    rounded = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[op[1]](x).astype(np.float64)
-    low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
-    inside = (rounded >= low) & (rounded < high)
-    return np.where(
-        inside,
-        np.where(inside, rounded, 0).astype(dtype),
-        np.where(rounded >= high, np.iinfo(dtype).max, np.iinfo(dtype).min * (rounded < low)).astype(dtype),
-    )
+    rounded = ROUND[op[1]](x).astype(np.float64)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max  # numbers beyond end there; NaN is 0
+    return np.select([rounded >= float(high), rounded <= float(low), rounded == rounded], [dtype(high), dtype(low), rounded.astype(dtype)], dtype(0))

@@ -70,14 +70,16 @@ def installed(arch: int = 80) -> Iterator[Gpu]:
         gpu.tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         return pack(kernel, tensors, sizes)
 
-    launch._loaded.cache_clear()
+    launch.forget()
     with (
         patch.dict(sys.modules, cupy=_module(gpu)),
         patch.object(launch, "pack", observed),
         patch.object(torch.cuda, "current_stream", Stream),
     ):
-        yield gpu
-    launch._loaded.cache_clear()
+        try:
+            yield gpu
+        finally:
+            launch.forget()
 
 
 def _module(gpu: Gpu) -> ModuleType:

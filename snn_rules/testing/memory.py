@@ -27,6 +27,9 @@ class _Block:
     writer: Array  # of each word: the thread that wrote it
     reader: Array  # of each word: the thread that read it, or MANY
 
+    def seen_as(self, dtype: np.dtype[Any]) -> Array:
+        return self.data[: self.data.size // dtype.itemsize * dtype.itemsize].view(dtype)
+
 
 class Memory:
     """The arrays that one launch may touch, by name. A launch is one step: its threads run in any order."""
@@ -52,7 +55,7 @@ class Memory:
     def load(self, addresses: Array, dtype: type[Any], threads: Array) -> Array:
         found = np.empty(addresses.size, dtype)
         for block, chosen, at in self._parts(addresses, np.dtype(dtype), threads, "reads"):
-            found[chosen] = block.data.view(dtype)[at // found.itemsize]
+            found[chosen] = block.seen_as(found.dtype)[at // found.itemsize]
             for word in _words(at, found.itemsize):
                 self._meet(block, block.writer[word], threads[chosen], word, "reads what thread {} writes")
                 was, thread = block.reader[word], threads[chosen]
@@ -68,7 +71,7 @@ class Memory:
                 self._meet(block, block.reader[word], thread, word, "writes what thread {} reads")
                 block.writer[word] = thread
                 self._meet(block, block.writer[word], thread, word, "writes what thread {} writes")
-            block.data.view(values.dtype)[at // values.itemsize] = values[chosen]
+            block.seen_as(values.dtype)[at // values.itemsize] = values[chosen]
 
     def _parts(self, addresses: Array, dtype: np.dtype[Any], threads: Array, does: str) -> list[tuple[_Block, Array, Array]]:
         """For each array: which of the accesses go there, and at which bytes of it."""

@@ -61,7 +61,7 @@ def _entry(name: str, parameters: str, body: str) -> Entry:
             labels[line[:-1]] = len(code)
         elif line and not line.startswith(".pragma"):
             code.append(_instruction(line))
-    return Entry(name, tuple(re.findall(r"\.param\s+\.(\w+)\s+(\w+)", parameters)), registers, tuple(code), labels)
+    return Entry(name, tuple(re.findall(r"\.param\s+\.(\w+)(?:\s+\.\w+(?:\s+\d+)?)*\s+(\w+)", parameters)), registers, tuple(code), labels)
 
 
 def _instruction(line: str) -> Instruction:
@@ -98,7 +98,7 @@ class _Machine:
         self.count = grid * block
         self.threads = np.arange(self.count)
         self.place = np.zeros(self.count, np.int64)
-        special = {"%tid.x": self.threads % block, "%ctaid.x": self.threads // block, "%ntid.x": block, "%nctaid.x": grid}
+        special: dict[str, Any] = {"%tid.x": self.threads % block, "%ctaid.x": self.threads // block, "%ntid.x": block, "%nctaid.x": grid}
         self.registers: dict[str, Array] = {name: np.broadcast_to(np.uint32(v), self.count) for name, v in special.items()}
         self.special = frozenset(special)
 
@@ -157,20 +157,14 @@ class _Machine:
 
     def _read(self, name: str, kind: str) -> Array:
         """A register or a number, as a type of its own width."""
-        if name.startswith("%"):
-            held = self.registers[name]
-            if held.itemsize != np.dtype(TYPES[kind]).itemsize:
-                raise PtxError(f"kernel {self.entry.name!r} reads {name}, of {held.itemsize} bytes, as .{kind}")
-            return held if name in self.special else held.view(TYPES[kind])
-        if name[:2] in ("0f", "0F", "0d", "0D"):
-            bits = np.array(int(name[2:], 16), np.uint32 if name[1] in "fF" else np.uint64)
-            return bits.view(TYPES[kind])
-        value = int(name, 0)
-        return (
-            np.array(value % (1 << (8 * np.dtype(TYPES[kind]).itemsize)), TYPES["b" + kind[1:]]).view(TYPES[kind])
-            if kind != "pred"
-            else np.array(bool(value))
-        )
+        if not name.startswith("%"):
+            return _number(name, kind)
+        if name not in self.registers:
+            raise PtxError(f"kernel {self.entry.name!r} reads {name} before anything is written there")
+        held = self.registers[name]
+        if held.itemsize != np.dtype(TYPES[kind]).itemsize:
+            raise PtxError(f"kernel {self.entry.name!r} reads {name}, of {held.itemsize} bytes, as .{kind}")
+        return held if name in self.special else held.view(TYPES[kind])
 
     def _write(self, name: str, kind: str, value: Any, active: Array) -> None:
         declared = TYPES[self.entry.registers[re.sub(r"\d+$", "", name)]]
@@ -178,3 +172,12 @@ class _Machine:
         if held.itemsize != np.dtype(TYPES[kind]).itemsize:
             raise PtxError(f"kernel {self.entry.name!r} writes {name}, of {held.itemsize} bytes, as .{kind}")
         np.copyto(held.view(TYPES[kind]), value, where=active)
+
+
+def _number(text: str, kind: str) -> Array:
+    """0f and 0d are followed by the bits of a float; all else is an integer."""
+    if text[:2] in ("0f", "0d"):
+        return np.array(int(text[2:], 16), np.uint32 if text[1] == "f" else np.uint64).view(TYPES[kind])
+    if kind == "pred":
+        return np.array(bool(int(text)))
+    return np.array(int(text, 0) % (1 << int(kind[1:])), TYPES[f"b{kind[1:]}"]).view(TYPES[kind])
