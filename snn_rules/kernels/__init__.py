@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..rule import LearningRule, RuleError
+from . import launch
 from .build import NoCompiler
 from .compiled import Compiled, kernels
 from .eager import Eager
@@ -22,19 +23,23 @@ __all__ = ["Compiled", "Eager", "executor"]
 
 def executor(rule: LearningRule, x: Tensor) -> Eager:
     """The executor for this rule on the device and in the dtype of `x`. What falls back to torch says so, once."""
-    if x.device.type != "cpu":
-        return _eager(f"kernels for {x.device.type} are not there yet")
     if os.environ.get("SNN_RULES_EXECUTOR") == "eager":
         return _eager("SNN_RULES_EXECUTOR=eager")
+    if x.device.type not in ("cpu", "cuda"):
+        return _eager(f"there are no kernels for {x.device.type}")
     try:
+        if x.device.type == "cuda":
+            launch.kernels(rule, x.shape[0], x.dtype == torch.float64, x.device)
+            return _launched
         kernels(rule, x.shape[0], x.dtype == torch.float64)
-    except (NoCompiler, RuleError) as cause:
+    except (NoCompiler, launch.NoCupy, RuleError) as cause:
         _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
         return _eager(str(cause))
     return _compiled
 
 
 _compiled = Compiled()
+_launched = launch.Launched()
 
 
 @lru_cache(maxsize=64)

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..rule import LearningRule
 from . import cpp
+from .buffers import empty_like
 from .build import build
 from .eager import Eager, State, Tape
+from .prelude import prelude
 from .program import Program, program
 
 UNROLLED = 8  # trains up to this length are walked without a loop
@@ -26,7 +28,7 @@ class Kernels:
     def __init__(self, plan: Program, double: bool, steps: int | None):
         self.program = plan
         sources = [cpp.forward(plan, steps), *(cpp.backward(plan, k, steps) for k in range(len(plan.stages)))]
-        library = build(cpp.prelude(double) + "".join(source.text for source in sources))
+        library = build(prelude(double) + "".join(source.text for source in sources))
         self._run = []
         for source in sources:
             function = getattr(library, source.name)
@@ -75,9 +77,9 @@ class Compiled(Eager):
         if rule.delay:
             queue = state.get("late")
             late = queue.contiguous() if isinstance(queue, Tensor) else x.new_zeros(rule.delay, *x.shape[1:])
-        after = {name: torch.empty_like(x[0]) for name in rule.state}
-        spikes = torch.empty_like(x)
-        recorded = torch.empty_like(x) if record else None
+        after = {name: empty_like(x[0]) for name in rule.state}
+        spikes = empty_like(x)
+        recorded = empty_like(x) if record else None
         outs = {f"out_{n}": t for n, t in after.items()}
         wrong = kernels(rule, x.shape[0], x.dtype == torch.float64)(0, {"x": x, "late": late, "s": spikes, "record": recorded, **given, **outs}, T, M)
         tape = Tape(neurons={"x": x, **{k: t for k, t in given.items() if t is not None}, **({"late": late} if late is not None else {})})
@@ -92,11 +94,11 @@ class Compiled(Eager):
         x, g = tape.neurons["x"], g.contiguous()
         T, M = x.shape[0], x[0].numel()
         run = kernels(rule, x.shape[0], x.dtype == torch.float64)
-        dx, neurons = torch.empty_like(x), dict[str, Any]()
+        dx, neurons = empty_like(x), dict[str, Any]()
         if rule.delay:
             dx[max(T - rule.delay, 0) :] = 0
         for k, stage in enumerate(run.program.stages):
-            left = {name: torch.empty_like(x[0]) for name in stage.writes}
+            left = {name: empty_like(x[0]) for name in stage.writes}
             values = {f"n_{name}": neurons[name].contiguous() for name in {*stage.neurons, "scale"} & neurons.keys()}
             run(k + 1, {**tape.neurons, "g": g, "dx": dx, **values, **{f"c_{n}": t for n, t in left.items()}}, T, M)
             neurons.update(left)

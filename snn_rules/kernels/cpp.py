@@ -6,62 +6,10 @@ Each kernel is `int kernel(void** p, int64 T, int64 M, int threads)`; `Source` n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from .emit import Lines, constant
 from .graph import Node, order
 from .program import Program, Stage
-
-PRELUDE = """\
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-typedef {real} R;
-typedef {integer} I;
-typedef R V __attribute__((vector_size(64)));
-typedef I B __attribute__((vector_size(64)));
-typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
-enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32 }};
-#define K(c) (V{{}} + (R)(c))
-struct Quick {{ static V get(const R* p, int) {{ return *(const U*)p; }} static void put(R* p, V v, int) {{ *(U*)p = v; }} }};
-struct Part {{
-  static V get(const R* p, int n) {{ V v = {{}}; memcpy(&v, p, n * sizeof(R)); return v; }}
-  static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
-}};
-static inline V exp_in_range(V x) {{  // 2^k times a polynomial, to 2 ulp
-  V k = x * K(1.44269504088896340736) + K({magic});
-  k = k - K({magic});
-  V r = x - k * K({ln2_high});
-  r = r - k * K({ln2_low});
-{exp_polynomial}
-  const B bits = (__builtin_convertvector(k, B) + {bias}) << {mantissa};
-  V scale; memcpy(&scale, &bits, sizeof scale);
-  return y * scale;
-}}
-static inline V exp_(V x) {{
-  const V lo = K({exp_low}), hi = K({exp_high});
-  return exp_in_range(x < lo ? lo : x > hi ? hi : x);
-}}
-struct Flush {{  // denormals of silent neurons halve the speed
-#if defined(__x86_64__)
-  unsigned was = _mm_getcsr(); Flush() {{ _mm_setcsr(was | 0x8040); }} ~Flush() {{ _mm_setcsr(was); }}
-#endif
-}};
-"""
-
-# exp(r) on [-ln2/2, ln2/2] by its Taylor series, to the last bit of the type
-FLOAT = {
-    "real": "float", "integer": "int32_t", "exp_low": "-87.0", "exp_high": "88.0", "magic": "12582912.0", "bias": 127, "mantissa": 23,
-    "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4", "terms": 6,
-}  # fmt: skip
-DOUBLE = {
-    "real": "double", "integer": "int64_t", "exp_low": "-708.0", "exp_high": "709.0", "magic": "6755399441055744.0", "bias": 1023, "mantissa": 52,
-    "ln2_high": "6.93145751953125e-1", "ln2_low": "1.42860682030941723212e-6", "terms": 13,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,15 +19,6 @@ class Source:
     name: str
     text: str
     pointers: tuple[str, ...]
-
-
-def prelude(double: bool) -> str:
-    values: dict[str, Any] = dict(DOUBLE if double else FLOAT)
-    factorials = [1.0]
-    for k in range(1, values["terms"] + 1):
-        factorials.append(factorials[-1] * k)
-    polynomial = f"  V y = K({1 / factorials[-1]!r});\n" + "".join(f"  y = y * r + K({1 / f!r});\n" for f in reversed(factorials[:-1]))
-    return PRELUDE.format(**values, exp_polynomial=polynomial.rstrip())
 
 
 def forward(program: Program, steps: int | None = None) -> Source:
@@ -133,7 +72,7 @@ def _step(program: Program, stage: Stage | None = None) -> str:
     after += [(f"c{n}", lines(node)) for n, node in stage.ahead.carry.items()] if stage and stage.ahead else []
     text = [*_loads(program, stage.ahead_reads, ("x", "g"))] if stage else []
     text += [*lines.text, *(f"sc[(t * {len(kept)} + {k}) * NC + c] = {value};" for k, value in enumerate(kept))]
-    text += [] if stage else [f"A::put(p_s + t * M + j, {spike}, n);"]
+    text += [] if stage else [f"A::out(p_s + t * M + j, {spike}, n);"]
     text += [f"const V new_{n} = {value};" for n, value in after] + [f"v_{n} = new_{n};" for n, _ in after]
     text += [] if stage else ["if (p_record) A::put(p_record + t * M + j, v_v, n);"]
     return "\n".join(text)
@@ -201,7 +140,7 @@ def _reverse_walk(program: Program, stage: Stage) -> str:
     after = [(n, lines(node)) for n, node in walk.carry.items()]
     text = [f"const V z{k} = sc[(t * {len(stage.scratch)} + {k}) * NC + c];" for k in range(len(stage.scratch))]
     text += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text]
-    put = f"A::put(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
+    put = f"A::out(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
     text.append(f"if (t >= {delay}) {put}" if delay else put)
     text += [f"const V new_{n} = {v};" for n, v in after] + [f"k_{n} = new_{n};" for n, _ in after]
     setup = "".join(f"      V k_{n} = K({constant(value)});\n" for n, value in walk.start.items())
@@ -247,6 +186,8 @@ def _kernel(name: str, pointers: tuple[str, ...], body: str, end: str, scratch: 
     """
     unpack = "\n".join(f"  R* const p_{n} = (R*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
     held = "V* sc"
+    large = next((k for k, n in enumerate(pointers) if n in ("s", "dx")), None)
+    stream = "false" if large is None else f"T * M * (int64_t)sizeof(R) >= {_LARGE} && M % L == 0 && ((uintptr_t)p[{large}] & 63) == 0"
     choose = "  int64_t width = 32;\n"
     if scratch:
         choose = f"  int64_t width = {_CACHE} / (int64_t)sizeof(V) / (T * {scratch} + 1); width = width > 32 ? 32 : width;\n"
@@ -267,6 +208,7 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
   width = width < share ? width : share; width = width < 1 ? 1 : width;
   const int64_t chunks = (M + width * L - 1) / (width * L);
   int wrong = 0;
+  const bool stream = {stream};
 #pragma omp parallel num_threads(threads) reduction(|:wrong)
   {{
     Flush flush; (void)flush;
@@ -274,7 +216,8 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
     for (int64_t i = 0; i < chunks; ++i) {{
       const int64_t j0 = i * width * L, left = M - j0;
       const int nc = left >= width * L ? width : (left + L - 1) / L;
-      wrong |= left >= nc * L ? {name}_chunk<Quick>(p, T, M, j0, nc, sc) : {name}_chunk<Part>(p, T, M, j0, nc, sc);
+      wrong |= left < nc * L ? {name}_chunk<Part>(p, T, M, j0, nc, sc)
+               : stream ? {name}_chunk<Stream>(p, T, M, j0, nc, sc) : {name}_chunk<Quick>(p, T, M, j0, nc, sc);
     }}
     free(sc);
   }}
@@ -283,6 +226,7 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 """
 
 
+_LARGE = 32 << 20  # bytes of an output that no cache holds
 _CACHE = 512 * 1024  # of scratch a thread: a part of its second-level cache
 
 

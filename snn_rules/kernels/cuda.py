@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from math import factorial
 from typing import Any
 
-from .cpp import DOUBLE, FLOAT
 from .emit import Lines, constant
 from .graph import BOOLEAN, Node, order
+from .prelude import DOUBLE, FLOAT
 from .program import Program, Stage
 
 BLOCK = 256

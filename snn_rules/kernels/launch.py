@@ -86,7 +86,7 @@ class Kernels:
 
 
 _loaded = lru_cache(maxsize=512)(Kernels)
-_found: dict[tuple[Any, ...], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than a launch
+_found: dict[tuple[Any, ...], tuple[LearningRule, Kernels | Exception]] = {}  # by identity: comparing rules takes longer than a launch
 
 
 def kernels(rule: LearningRule, T: int, double: bool, device: torch.device) -> Kernels:
@@ -95,8 +95,18 @@ def kernels(rule: LearningRule, T: int, double: bool, device: torch.device) -> K
     if key not in _found:
         if len(_found) >= 4096:
             _found.clear()
-        _found[key] = rule, _loaded(program(rule, T), double, device)
-    return _found[key][1]
+        _found[key] = rule, _try(rule, T, double, device)
+    found = _found[key][1]
+    if isinstance(found, Exception):
+        raise type(found)(str(found)) from found
+    return found
+
+
+def _try(rule: LearningRule, T: int, double: bool, device: torch.device) -> Kernels | Exception:
+    try:
+        return _loaded(program(rule, T), double, device)
+    except (NoCupy, RuleError) as cause:  # tried once
+        return cause
 
 
 def forget() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snn_rules.kernels.cpp import prelude
 from snn_rules.kernels.emit import Lines, constant
 from snn_rules.kernels.graph import Graph, Leaves, Node
+from snn_rules.kernels.prelude import prelude
 
 if TYPE_CHECKING:
     from .rule import STDBP

@@ -1,0 +1,58 @@
+"""Large tensors on recycled memory: for them, what a kernel costs is mostly the first touch of fresh pages.
+
+Blocks of at least `SMALLEST` bytes are mapped in huge pages and come back when the last tensor on them dies. At most
+`SNN_RULES_POOL_MB` (default 1024; 0: none) wait for the next tensor. Such a tensor cannot resize its storage.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+
+import torch
+from torch import Tensor
+
+SMALLEST = 4 << 20
+PAGE = 2 << 20  # a huge page
+
+
+class Pool:
+    def __init__(self, capacity: int):
+        self.capacity, self.waiting = capacity, 0
+        self._blocks: dict[int, list[mmap.mmap]] = {}
+        self._lock = threading.RLock()  # a collection inside `take` may give a block back
+
+    def take(self, size: int) -> ctypes.Array[ctypes.c_char]:
+        """Memory of at least `size` bytes; it returns to the pool when nothing refers to it any more."""
+        size = -(-size // PAGE) * PAGE
+        with self._lock:
+            waiting = self._blocks.get(size)
+            block = waiting.pop() if waiting else None
+            self.waiting -= size if block is not None else 0
+        if block is None:
+            block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                block.madvise(mmap.MADV_HUGEPAGE)
+        memory = (ctypes.c_char * size).from_buffer(block)
+        weakref.finalize(memory, self._give_back, block, size).atexit = False
+        return memory
+
+    def _give_back(self, block: mmap.mmap, size: int) -> None:
+        with self._lock:
+            if self.waiting + size <= self.capacity:
+                self._blocks.setdefault(size, []).append(block)
+                self.waiting += size
+
+
+_pool = Pool(int(os.environ.get("SNN_RULES_POOL_MB", "1024")) << 20)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """`torch.empty_like` for a contiguous tensor on the CPU, on recycled memory if it is large."""
+    size = x.numel() * x.element_size()
+    if size < SMALLEST or not _pool.capacity:
+        return torch.empty_like(x)
+    return torch.frombuffer(_pool.take(size), dtype=x.dtype, count=x.numel()).view(x.shape)
