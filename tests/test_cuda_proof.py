@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import snn_rules
-from snn_rules.kernels import cuda, launch
+from snn_rules.kernels import Eager, _say_once, cuda, executor, launch
 from snn_rules.kernels.build import NoCompiler, compiler
 from snn_rules.kernels.program import program
 from snn_rules.ops import heaviside, where
@@ -156,8 +157,6 @@ class Wild(LearningRule):
 
 
 def test_a_rule_of_a_third_party() -> None:
-    from snn_rules.kernels.eager import Eager
-
     x, g = torch.randn(7, 300), torch.randn(7, 300)
     spikes, _, tape, _ = Eager().forward(Wild(), x, {})
     dx, _ = Eager().backward(Wild(), tape, g)
@@ -208,9 +207,27 @@ def test_what_cupy_cannot_do_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch
     def old_driver(index: Any) -> None:
         raise RuntimeError("cudaErrorInsufficientDriver\nand more")
 
+    launch.forget()
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(Device=old_driver)))
     with pytest.raises(launch.NoCupy, match=r"cannot load the kernels of 'surrogate' \(cudaErrorInsufficientDriver\); see snn-rules doctor"):
         launch.kernels(rule, 5, False, device)
+
+
+def test_a_cuda_tensor_finds_its_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = rule_of("surrogate", {})
+    x: Any = SimpleNamespace(device=torch.device("cuda", 0), shape=(5, 2, 3), dtype=torch.float32)
+    launch.forget()
+    _say_once.cache_clear()
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.warns(UserWarning, match=r"'surrogate' runs on torch tensors, many times slower: CuPy cannot be imported .*; pip install"):
+        assert type(executor(rule, x)) is Eager
+    with warnings.catch_warnings(action="error"):  # said once
+        assert "pip install" in executor(rule, x).why
+    with fake_cupy.installed() as gpu:
+        assert isinstance(executor(rule, x), launch.Launched)
+        monkeypatch.setenv("SNN_RULES_EXECUTOR", "eager")
+        assert type(executor(rule, x)) is Eager
+    assert len(gpu.modules) == 1
 
 
 # ---- broken on purpose -----------------------------------------------------------------------------------------------

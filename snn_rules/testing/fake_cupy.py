@@ -101,7 +101,8 @@ def _module(gpu: Gpu) -> ModuleType:
             streams = [thing for thing in gpu.entered if isinstance(thing, Stream)]
             if not streams or not gpu.entered or isinstance(gpu.entered[0], Stream):
                 raise LaunchError(f"kernel {self.entry.name!r} is launched without its device and torch's stream being current")
-            if not (len(grid) == len(block) == 1 and 0 < grid[0] < 2**31 and 0 < block[0] <= 1024):
+            right = isinstance(grid, tuple) and isinstance(block, tuple) and len(grid) == len(block) == 1
+            if not (right and 0 < grid[0] < 2**31 and 0 < block[0] <= 1024):
                 raise LaunchError(f"kernel {self.entry.name!r}: a grid of {grid} blocks of {block} threads")
             memory = Memory({name: tensor.numpy() for name, tensor in gpu.tensors.items()})
             steps = ptx.launch(self.entry, grid[0], block[0], arguments, memory)
