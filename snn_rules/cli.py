@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,44 +94,24 @@ def info(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, as sn
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Compile each rule's CUDA kernels for every architecture (no GPU needed): registers and spills.")
+    ] = False,
+) -> None:
     """What is installed here, whether each rule loads, and what would run it."""
-    report = _examine()
+    from .doctor import examine, tables
+
+    report = examine(rules(), kernels)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
     for key, value in report.items():
-        if key != "rules":
-            out.print(Text.assemble((f"{key:14}", "bold"), str(value)), soft_wrap=True)
-    shown = table("rule", "distribution", "version", "loads", "runs here by")
-    for rule in report["rules"]:
-        state = Text("yes", style="green") if rule["loads"] else Text(f"no: {rule['error']}", style="red")
-        shown.add_row(rule["name"], rule["distribution"], rule["version"], state, f"{rule['executor']}: {rule['why']}" if rule["loads"] else "-")
-    out.print(shown)
-
-
-def _examine() -> dict[str, Any]:
-    import torch
-
-    from .experiments import versions
-    from .kernels import executor
-
-    found = []
-    for known in sorted(rules().values(), key=lambda known: known.name):
-        entry: dict[str, Any] = {"name": known.name, "distribution": known.distribution, "version": known.version}
-        try:
-            runner = executor(get_rule(known.name), torch.zeros(1, 1, 1))
-            entry |= {"loads": True, "error": None, "executor": runner.name, "why": runner.why}
-        except RuleError as refusal:
-            entry |= {"loads": False, "error": str(refusal), "executor": None, "why": None}
-        found.append(entry)
-    cuda = torch.cuda.is_available()
-    return versions() | {
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "cuda": torch.cuda.get_device_name() if cuda else f"no device (torch is built for {torch.version.cuda or 'the CPU alone'})",
-        "left out": os.environ.get("SNN_RULES_DISABLE", "") or "no rule (SNN_RULES_DISABLE)",
-        "rules": found,
-    }
+        if isinstance(value, str):
+            out.print(Text.assemble((f"{key:14}", "bold"), value), soft_wrap=True)
+    for shown in tables(report):
+        out.print(shown)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

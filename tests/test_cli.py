@@ -12,6 +12,7 @@ import snn_rules
 from snn_rules import experiments, registry
 from snn_rules.cli import app
 from snn_rules.experiments import option
+from snn_rules.testing import nvrtc
 
 FAST = ["--network", "8-10", "--limit-train", "40", "--batch-size", "20", "--epochs", "2", "--T", "6"]
 
@@ -97,11 +98,25 @@ def test_info_shows_units_ranges_and_choices() -> None:
 
 def test_doctor() -> None:
     report = json.loads(done("doctor", "--json"))
-    assert {"python", "torch", "spikingjelly", "snn-rules", "threads", "cuda", "rules"} <= set(report)
+    assert {"python", "torch", "spikingjelly", "snn-rules", "threads", "compiler", "cache", "cuda", "driver", "cupy", "rules"} <= set(report)
     loaded = {rule["name"]: rule for rule in report["rules"]}
     assert loaded["tssl"]["loads"] and loaded["tssl"]["executor"] and loaded["tssl"]["why"] and loaded["tssl"]["distribution"] == "snn-rules-tssl"
     text = done("doctor")
     assert report["torch"] in text and all(name in text for name in loaded)
+
+
+def test_doctor_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        nvrtc.architectures()
+    except nvrtc.NoNvrtc as cause:
+        pytest.skip(str(cause))
+    monkeypatch.setattr("snn_rules.cli.rules", lambda: {"tssl": registry.rules()["tssl"]})
+    rows = json.loads(done("doctor", "--kernels", "--json"))["kernels"]
+    assert {(row["rule"], row["kernel"]) for row in rows} == {("tssl", "forward"), ("tssl", "backward0")}
+    assert {75, 80, 86, 89, 90, 100, 120} == {row["arch"] for row in rows}
+    assert all(row["compiled"] and row["registers"] and row["spills"] == 0 for row in rows)
+    assert "sm_120" in done("doctor", "--kernels")
+    assert "kernels" not in json.loads(done("doctor", "--json"))
 
 
 def test_doctor_survives_a_rule_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,105 @@
+"""What is installed here, what would run each rule, and what each kernel takes of a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from .console import table
+from .experiments import versions
+from .kernels import build, executor
+from .kernels.launch import remedy
+from .registry import RuleInfo, get_rule
+from .rule import RuleError
+
+
+def examine(known: Mapping[str, RuleInfo], kernels: bool = False) -> dict[str, Any]:
+    """The report on the rules `known`; with `kernels`, theirs are compiled for every architecture."""
+    cuda, found = torch.cuda.is_available(), [_rule(info) for info in sorted(known.values(), key=lambda info: info.name)]
+    report: dict[str, Any] = versions() | {
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        "compiler": _compiler(),
+        "cache": str(build.cache_dir()),
+        "cuda": torch.cuda.get_device_name() if cuda else f"no device (torch is built for {torch.version.cuda or 'the CPU alone'})",
+        "driver": _driver(),
+        "cupy": _cupy(),
+        "left out": os.environ.get("SNN_RULES_DISABLE", "") or "no rule (SNN_RULES_DISABLE)",
+        "rules": found,
+    }
+    return report | ({"kernels": _kernels([rule["name"] for rule in found if rule["loads"]])} if kernels else {})
+
+
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """The rules and, where asked for, the kernels: registers a thread and spilled bytes on each architecture."""
+    shown = table("rule", "distribution", "version", "loads", "runs here by")
+    for rule in report["rules"]:
+        state = Text("yes", style="green") if rule["loads"] else Text(f"no: {rule['error']}", style="red")
+        shown.add_row(rule["name"], rule["distribution"], rule["version"], state, f"{rule['executor']}: {rule['why']}" if rule["loads"] else "-")
+    rows = report.get("kernels")
+    if rows is None:
+        return [shown]
+    archs = sorted({row["arch"] for row in rows})
+    taken = table("rule", "kernel", *(f"sm_{arch}" for arch in archs), right=2)
+    by_kernel: dict[tuple[str, str], dict[int, str]] = {}
+    for row in rows:
+        cell = f"{row['registers']}" + (f", spills {row['spills']} B" if row["spills"] else "") if row["compiled"] else row["error"]
+        by_kernel.setdefault((row["rule"], row["kernel"]), {})[row["arch"]] = cell
+    for (rule, kernel), cells in by_kernel.items():
+        taken.add_row(rule, kernel, *(cells.get(arch, "-") for arch in archs))
+    return [shown, taken]
+
+
+def _rule(info: RuleInfo) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": info.name, "distribution": info.distribution, "version": info.version}
+    try:
+        runner = executor(get_rule(info.name), torch.zeros(1, 1, 1))
+        return entry | {"loads": True, "error": None, "executor": runner.name, "why": runner.why}
+    except RuleError as refusal:
+        return entry | {"loads": False, "error": str(refusal), "executor": None, "why": None}
+
+
+def _compiler() -> str:
+    try:
+        return ": ".join(build.compiler())
+    except build.NoCompiler as cause:
+        return f"none: {cause}"
+
+
+def _driver() -> str:
+    """The NVIDIA driver, asked without torch: it may be there while torch is built for the CPU."""
+    try:
+        driver, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        code = driver.cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return "none (libcuda.so.1 is not installed)"
+    return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}" if not code else f"answers {code}"
+
+
+def _cupy() -> str:
+    """What is installed under the name of cupy; it is not imported."""
+    owners = importlib.metadata.packages_distributions().get("cupy")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(owners))) if owners else f"not installed; {remedy()}"
+
+
+def _kernels(names: list[str]) -> list[dict[str, Any]]:
+    from .testing import nvrtc, proof
+
+    try:
+        archs = nvrtc.architectures()
+    except nvrtc.NoNvrtc as cause:
+        raise RuleError(f"doctor --kernels: {cause}") from cause
+    found: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            found += [asdict(row) for row in proof.resources(get_rule(name), archs)]
+        except RuleError as refusal:  # cannot be traced
+            found.append({"rule": name, "kernel": "-", "arch": archs[0], "compiled": False, "registers": 0, "spills": 0, "error": str(refusal)})
+    return found
