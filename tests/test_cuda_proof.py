@@ -187,6 +187,29 @@ def test_every_launch_sets_device_and_stream_and_compiles_once() -> None:
     assert not gpu.entered
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_neuron_learns_through_the_launch_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, g = 2 * torch.rand(9, 2, 150), torch.rand(9, 2, 150)
+
+    def train() -> list[torch.Tensor]:
+        node, results = snn_rules.RuleNode(name, step_mode="m", **({"v_threshold": 1.0} if name == "strsbp" else {})), []
+        for part in (x[:4], x[4:]):
+            leaf = part.clone().requires_grad_()
+            spikes = node(leaf)
+            (spikes * g[: len(part)]).sum().backward()
+            assert leaf.grad is not None
+            node.detach()
+            results += [spikes.detach(), leaf.grad]
+        return results
+
+    wanted = train()
+    monkeypatch.setattr("snn_rules.kernels.autograd.executor", lambda *_: launch.Launched())
+    with fake_cupy.installed() as gpu:
+        found = train()
+    assert [run.kernel for run in gpu.launches] == ["forward", "backward0"] * 2
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 def test_cupy_is_imported_only_for_a_cuda_tensor() -> None:
     code = (
         "import sys, torch, snn_rules, snn_rules.kernels.launch\n"
