@@ -19,7 +19,7 @@ from .prelude import prelude
 from .program import Program, program
 
 UNROLLED = 8  # trains up to this length are walked without a loop
-PARALLEL = 16384  # neuron-steps below which a second thread costs more than it gains
+PARALLEL = 65536  # neuron-steps below which a second thread costs more than it gains
 
 
 class Kernels:
