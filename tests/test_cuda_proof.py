@@ -100,6 +100,13 @@ def test_float64(name: str) -> None:
     check(rule_of(name, {}), dtype=torch.float64, shape=(23, 260))
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e37, float("nan")])
+@pytest.mark.parametrize("name", RULES)
+def test_denormal_infinite_and_undefined_inputs(name: str, scale: float) -> None:
+    for by_ptx, by_cpu in proof.agreement(rule_of(name, {}), shape=(12, 260), scale=scale).values():
+        torch.testing.assert_close(by_ptx, by_cpu, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [(1, 300), (2, 300), (5, 256), (6, 3, 4, 25), (40, 13)])
 @pytest.mark.parametrize("warm", [True, False])
 def test_shapes_and_first_states(shape: tuple[int, ...], warm: bool) -> None:

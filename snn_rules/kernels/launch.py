@@ -8,6 +8,8 @@ neurons than `SCRATCH` bytes hold, a backward pass is several launches, one afte
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +57,7 @@ class Kernels:
         self.program, self.kernels, self.device = plan, cuda.kernels(plan), device
         try:
             self._cupy = importlib.import_module("cupy")
-            with self._cupy.cuda.Device(device.index):
+            with self._current():
                 module = self._cupy.RawModule(code=cuda.source(plan, double), options=cuda.OPTIONS)
                 self._functions = [module.get_function(kernel.name) for kernel in self.kernels]
         except ImportError as cause:
@@ -70,11 +72,17 @@ class Kernels:
         width = self._width(kernel, T, M, like.element_size())
         if kernel.scratch:
             tensors = {**tensors, "scratch": like.new_empty(T, kernel.scratch, width)}
-        with self._cupy.cuda.Device(self.device.index), self._cupy.cuda.Stream.from_external(torch.cuda.current_stream(self.device)):
+        with self._current():
             for j0 in range(0, M, width):
                 W = min(width, M - j0)
                 arguments = pack(kernel, tensors, {"T": T, "M": M, "j0": j0, "W": W})
                 self._functions[index]((-(-W // cuda.BLOCK),), (cuda.BLOCK,), arguments)
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """The tensors' device, and on it torch's current stream."""
+        with self._cupy.cuda.Device(self.device.index), self._cupy.cuda.Stream.from_external(torch.cuda.current_stream(self.device)):
+            yield
 
     @staticmethod
     def _width(kernel: cuda.Kernel, T: int, M: int, size: int) -> int:
