@@ -127,10 +127,12 @@ RootOption = Annotated[Path, typer.Option(help="Folder of the data files, in tor
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="Let torchvision fetch what is missing into the data root; otherwise nothing is downloaded.")
 ]
-EpochsOption = Annotated[int, typer.Option(help="Walks over the training set.")]
+EpochsOption = Annotated[int | None, typer.Option(help="Walks over the training set. Default: 10, and 20 for digits.")]
 StepsOption = Annotated[int | None, typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the rule's own.")]
-RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW, without weight decay. Default: the rule's own.")]
-BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own.")]
+RateOption = Annotated[
+    float | None, typer.Option("--lr", help="Learning rate of AdamW, no weight decay. Default: the rule's own; 0.003 for digits.")
+]
+BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own; 32 for digits.")]
 ScheduleOption = Annotated[str, typer.Option(help="Learning rate over epochs: constant, sqrt (lr / sqrt(epoch)) or cosine (down to 0).")]
 LimitOption = Annotated[int | None, typer.Option(help="Train on the first N samples only.", metavar="N")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -144,7 +146,7 @@ def train(
     dataset: DatasetOption = "digits",
     data_root: RootOption = Path("data"),
     download: DownloadOption = False,
-    epochs: EpochsOption = 10,
+    epochs: EpochsOption = None,
     T: StepsOption = None,
     lr: RateOption = None,
     batch_size: BatchOption = None,
@@ -178,7 +180,7 @@ def compare(
     dataset: DatasetOption = "digits",
     data_root: RootOption = Path("data"),
     download: DownloadOption = False,
-    epochs: EpochsOption = 10,
+    epochs: EpochsOption = None,
     T: StepsOption = None,
     lr: RateOption = None,
     batch_size: BatchOption = None,

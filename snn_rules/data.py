@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ FOLDERS = {  # beneath the data root: torchvision's, a plain one, the root itsel
     "fashion-mnist": (("FashionMNIST/raw", "fashion-mnist", "."), ("/usr/share/datasets/fashion-mnist",)),
 }
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+# what a data set wants of a training, before the rule's own settings, which are for 60,000 samples
+SETTINGS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "lr": 3e-3, "epochs": 20}}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Task:
         return data.load(self.dataset, self.data_root, self.download).limit(self.limit_train)
 
     def config(self, rule: LearningRule, seed: int) -> Config:
-        return Config.of(rule, **self.settings, network=self.network, seed=seed)
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        return Config.of(rule, **{**data.SETTINGS.get(self.dataset, {}), **given}, network=self.network, seed=seed)
 
     def folder(self, out: Path | None, what: str) -> Path:
         """The folder asked for, or the first of runs/DATASET-WHAT-1, -2, ... that is not there."""

@@ -11,7 +11,6 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from ..rule import LearningRule, RuleError
 from . import cuda
-from .eager import Eager, State, Tape
 from .program import Program, program
+from .trains import ByKernels
 
 SCRATCH = 512 << 20  # bytes, at most, that a backward pass keeps beside its tensors
 
@@ -123,50 +122,14 @@ def forget() -> None:
     _found.clear()
 
 
-class Launched(Eager):
-    """Kernels for feed-forward layers; a recurrent layer's matrix products lie between the steps, which run on torch."""
+class Launched(ByKernels):
+    """The GPU's kernels. Whether a state is finite is not looked at: it would make the CPU wait."""
 
     name = "compiled for the GPU"
     why = "CuPy is installed"
-    derives = True  # a rule without sweeps gets its adjoint from its graph
 
-    def forward(
-        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None
-    ) -> tuple[Tensor, State, Tape, list[Tensor]]:
-        if weight is not None or record not in (None, "v"):
-            return super().forward(rule, x, state, weight, record)
-        x = x.contiguous()
-        T, M = x.shape[0], x[0].numel()
-        run = kernels(rule, T, x.dtype == torch.float64, x.device)
-        given: dict[str, Tensor | None] = {f"in_{n}": s.contiguous() for n in rule.state if isinstance(s := state.get(n), Tensor)}
-        queue = state.get("late")
-        if rule.delay:
-            given["late"] = queue.contiguous() if isinstance(queue, Tensor) else x.new_zeros(rule.delay, *x.shape[1:])
-        after = {name: torch.empty_like(x[0]) for name in rule.state}
-        spikes, recorded = torch.empty_like(x), torch.empty_like(x) if record else None
-        run(0, {"x": x, "s": spikes, "record": recorded, **given, **{f"out_{n}": t for n, t in after.items()}}, T, M)
-        if rule.delay:
-            after["late"] = torch.cat([given["late"], x])[T:] if rule.delay > T else x[T - rule.delay :].clone()  # type: ignore[list-item]
-        tape = Tape(neurons={"x": x, **{name: t for name, t in given.items() if t is not None}})
-        return spikes, after, tape, list(recorded.unbind(0)) if recorded is not None else []
-
-    def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
-        if tape.steps:
-            return super().backward(rule, tape, g)
-        x, g = tape.neurons["x"], g.contiguous()
-        T, M = x.shape[0], x[0].numel()
-        run = kernels(rule, T, x.dtype == torch.float64, x.device)
-        dx, neurons = torch.empty_like(x), dict[str, Any]()
-        if rule.delay:
-            dx[max(T - rule.delay, 0) :] = 0
-        for k, stage in enumerate(run.program.stages):
-            left = {name: torch.empty_like(x[0]) for name in stage.writes}
-            values = {f"n_{name}": neurons[name].contiguous() for name in {*stage.neurons, "scale"} & neurons.keys()}
-            run(k + 1, {**tape.neurons, "g": g, "dx": dx, **values, **{f"c_{n}": t for n, t in left.items()}}, T, M)
-            neurons.update(left)
-            if k + 1 < len(run.program.stages):
-                neurons.update(rule.between(SimpleNamespace(T=T, **neurons)))
-        return dx, neurons
+    def load(self, rule: LearningRule, x: Tensor) -> Kernels:
+        return kernels(rule, x.shape[0], x.dtype == torch.float64, x.device)
 
 
 def _first_line(cause: BaseException) -> str:

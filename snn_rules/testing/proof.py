@@ -22,6 +22,7 @@ from ..kernels import cuda
 from ..kernels.compiled import Compiled
 from ..kernels.launch import Launched
 from ..kernels.program import program
+from ..kernels.trains import ByKernels
 from ..rule import LearningRule
 from . import fake_cupy, nvrtc
 
@@ -72,7 +73,7 @@ def agreement(
     return {name: (found[name], wanted[name]) for name in wanted}
 
 
-def _both(executor: Launched | Compiled, rule: LearningRule, x: Tensor, g: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _both(executor: ByKernels, rule: LearningRule, x: Tensor, g: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
     spikes, after, tape, recorded = executor.forward(rule, x, state, record="v" if "v" in rule.state else None)
     dx, neurons = executor.backward(rule, tape, g)
     made = {"spikes": spikes, "dx": dx, **{f"state {n}": t for n, t in after.items()}, **{f"value {n}": t for n, t in neurons.items()}}
