@@ -123,7 +123,7 @@ def forget() -> None:
 
 
 class Launched(ByKernels):
-    """The GPU's kernels. Whether a state is finite is not looked at: it would make the CPU wait."""
+    """The GPU's kernels. They leave it to the neuron to look whether a state is finite."""
 
     name = "compiled for the GPU"
     why = "CuPy is installed"
