@@ -16,7 +16,7 @@ from snn_rules.kernels import Eager, _say_once, cuda, executor, launch
 from snn_rules.kernels.build import NoCompiler, compiler
 from snn_rules.kernels.program import program
 from snn_rules.ops import heaviside, where
-from snn_rules.rule import LearningRule, parameter, sweep
+from snn_rules.rule import LearningRule, RuleError, parameter, sweep
 from snn_rules.testing import fake_cupy, nvrtc, proof, ptx
 from snn_rules.testing.memory import MemoryFault
 
@@ -241,6 +241,11 @@ def test_what_cupy_cannot_do_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(Device=old_driver)))
     with pytest.raises(launch.NoCupy, match=r"cannot load the kernels of 'surrogate' \(cudaErrorInsufficientDriver\); see snn-rules doctor"):
         launch.kernels(rule, 5, False, device)
+
+
+def test_a_tensor_that_a_kernel_would_misread_is_refused() -> None:
+    with fake_cupy.installed(), pytest.raises(RuleError, match=r"'in_v' is \[3\] of torch\.float64 on cpu, strides \[1\]; it should be"):
+        launch.Launched().forward(rule_of("surrogate", {}), torch.zeros(5, 3), {"v": torch.zeros(3).double()})
 
 
 def test_a_cuda_tensor_finds_its_executor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,13 +37,15 @@ def remedy() -> str:
 
 def pack(kernel: cuda.Kernel, tensors: dict[str, Tensor | None], sizes: dict[str, int]) -> tuple[np.generic, ...]:
     """The arguments in the order and width of the kernel's parameters; a name without a tensor is a null pointer."""
-    packed: list[np.generic] = []
+    packed, x = list[np.generic](), tensors["x"]
+    assert x is not None
     for kind, name in kernel.parameters:
         tensor = tensors.get(name)
         if kind == "N":
             packed.append(np.int64(sizes[name]))
-        elif tensor is not None and not tensor.is_contiguous():
-            raise RuleError(f"kernel {kernel.name!r}: {name!r} of shape {list(tensor.shape)} is not contiguous")
+        elif tensor is not None and not (tensor.is_contiguous() and tensor.dtype == x.dtype and tensor.device == x.device):
+            given = f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}, strides {list(tensor.stride())}"
+            raise RuleError(f"kernel {kernel.name!r}: {name!r} is {given}; it should be contiguous, of {x.dtype} on {x.device}")
         else:
             packed.append(np.uint64(0 if tensor is None else tensor.data_ptr()))
     return tuple(packed)
