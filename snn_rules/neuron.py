@@ -11,6 +11,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
+from .kernels import ops
 from .kernels.autograd import Job, Report, run
 from .kernels.eager import Eager, State
 from .registry import get_rule, rules
@@ -59,6 +60,7 @@ class RuleNode(neuron.BaseNode):
         self.path = ""  # where the neuron stands in its network, for messages; `convert` knows
         self.site: Any = None  # what `convert` found here
         self._report = Report()
+        self._key = ops.key(rule)
         for name in self._extra_memories():
             self.register_memory(name, rule.state.get(name, 0.0))
 
@@ -73,6 +75,7 @@ class RuleNode(neuron.BaseNode):
     def v_threshold(self, value: float) -> None:
         if value != self.v_threshold:
             self.__dict__["rule"] = self.rule.replace(v_threshold=value - self._shift)
+            self.__dict__["_key"] = ops.key(self.rule)
 
     def extra_repr(self) -> str:
         shown = [f"{f.name}={getattr(self.rule, f.name)!r}" for f in dataclasses.fields(self.rule) if getattr(self.rule, f.name) != f.default]
@@ -88,6 +91,8 @@ class RuleNode(neuron.BaseNode):
     # ---- forward -----------------------------------------------------------------------------------------------
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._compiled_forward(x_seq)
         self._check(x_seq, "m")
         states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
         spikes, after = self._run(x_seq, states)
@@ -124,6 +129,20 @@ class RuleNode(neuron.BaseNode):
         if self.store_v_seq:
             self.v_seq = torch.stack(job.recorded)
         return spikes.to(x.dtype), tuple(job.state[name] for name in self._memories)
+
+    def _compiled_forward(self, x: Tensor) -> Tensor:
+        """As one operator, inside `torch.compile`; see `kernels.ops`."""
+        dtype = _state_dtype(x)
+        states = self.materialize_states((x,), tuple(self._memories.values()), "m")
+        shapes = [(self.rule.delay, *x.shape[1:]) if name == "late" else x.shape[1:] for name in self._memories]
+        tensors = [
+            value if isinstance(value, Tensor) else torch.full(shape, value, dtype=dtype, device=x.device)
+            for value, shape in zip(states, shapes, strict=True)
+        ]
+        spikes, *after = torch.ops.snn_rules.layer(x.to(dtype), tensors, self._key)
+        for name, value in zip(self._memories, after, strict=True):
+            self._memories[name] = value.detach()
+        return spikes.to(x.dtype)  # type: ignore[no-any-return]
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
         x = inputs[0][0] if step_mode == "m" else inputs[0]

@@ -1,0 +1,78 @@
+"""A layer of neurons as a PyTorch operator, for `torch.compile`: one node in the graph, forward and backward.
+
+Outside a compiled graph the neuron goes the shorter way of `autograd.run`. Inside, what looks at values is left out:
+the check for NaN and inf, the refusal of a forgotten reset, the warning about a zero gradient, diagnostics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import get_rule
+from ..rule import LearningRule
+from . import executor
+from .autograd import Job, Report, run
+
+
+def key(rule: LearningRule) -> str:
+    """A rule as text, from which `rule_of` makes it again, in another process too."""
+    return json.dumps([rule.name, dataclasses.asdict(rule)])
+
+
+@lru_cache(maxsize=1024)
+def rule_of(text: str) -> LearningRule:
+    name, options = json.loads(text)
+    return get_rule(name, **options)
+
+
+def _states(rule: LearningRule) -> list[str]:
+    return [*rule.state, *(["late"] if rule.delay else [])]
+
+
+@torch.library.custom_op("snn_rules::layer", mutates_args=())
+def layer(x: Tensor, state: list[Tensor], rule: str) -> list[Tensor]:
+    """Spikes for `x[T, N, *]`, and the states after the last step, in the order of the rule's."""
+    configured = rule_of(rule)
+    spikes, after, _, _ = executor(configured, x).forward(configured, x, dict(zip(_states(configured), state, strict=True)))
+    return [spikes, *(after[name].clone() for name in _states(configured))]
+
+
+@layer.register_fake
+def _(x: Tensor, state: list[Tensor], rule: str) -> list[Tensor]:
+    return [torch.empty_like(x, memory_format=torch.contiguous_format), *(torch.empty_like(s) for s in state)]
+
+
+@torch.library.custom_op("snn_rules::layer_backward", mutates_args=())
+def layer_backward(g: Tensor, x: Tensor, state: list[Tensor], rule: str) -> Tensor:
+    """dL/dx: the train runs again, then the rule's backward pass."""
+    configured = rule_of(rule)
+    job = Job(configured, dict(zip(_states(configured), state, strict=True)), Report(), lambda: None)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (dx,) = torch.autograd.grad(run(job, leaf), leaf, g)
+    return dx.clone()
+
+
+@layer_backward.register_fake
+def _(g: Tensor, x: Tensor, state: list[Tensor], rule: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, state, ctx.rule = inputs
+    ctx.save_for_backward(x, *state)
+
+
+def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, list[None], None]:
+    x, *state = ctx.saved_tensors
+    g = grads[0]
+    return None if g is None else layer_backward(g.contiguous(), x, state, ctx.rule), [None] * len(state), None
+
+
+layer.register_autograd(_backward, setup_context=_keep)
