@@ -25,6 +25,7 @@ _PUBLIC = {
     "register": "registry",
     "rules": "registry",
     "sweep": "rule",
+    "tune_cpu_allocator": "kernels.buffers",
 }
 
 __all__ = [
@@ -44,11 +45,13 @@ __all__ = [
     "register",
     "rules",
     "sweep",
+    "tune_cpu_allocator",
 ]
 
 if TYPE_CHECKING:
     from .conversion import build, citation, convert
     from .hookspecs import API, hookimpl
+    from .kernels.buffers import tune_cpu_allocator
     from .neuron import RuleNode
     from .recurrent import RecurrentNode
     from .registry import RuleInfo, get_rule, register, rules

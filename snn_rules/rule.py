@@ -183,7 +183,9 @@ class LearningRule:
         raise NotImplementedError
 
     def between(self, sums: Any) -> Values:
-        """Between two sweeps, in ordinary torch: from the final carries `[N, *]` (and `T`) to values for each neuron.
+        """Between two sweeps, once a neuron: from the final carries `[N, *]` (and `T`) to values for the next sweep.
+
+        Written like a sweep, it is a part of the kernel; torch's own functions stay in torch, between two kernels.
 
         A value named `scale` multiplies the `dx` of the last sweep.
         """

@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 
 import torch
 
@@ -59,3 +61,9 @@ def test_training_on_recycled_memory_is_the_same():
     out.backward(g[:, :, :4000])
     for spikes, grad in found:
         assert torch.equal(spikes[:, :, :4000], out) and torch.equal(grad[:, :, :4000], small.grad)
+
+
+def test_the_allocator_can_be_tuned():
+    code = "import snn_rules, torch; print(snn_rules.tune_cpu_allocator()); a = torch.ones(1 << 24); del a; print(float(torch.ones(1 << 24).sum()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(float(1 << 24))]

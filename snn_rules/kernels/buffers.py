@@ -56,3 +56,14 @@ def empty_like(x: Tensor) -> Tensor:
     if size < SMALLEST or not _pool.capacity:
         return torch.empty_like(x)
     return torch.frombuffer(_pool.take(size), dtype=x.dtype, count=x.numel()).view(x.shape)
+
+
+def tune_cpu_allocator() -> bool:
+    """Let the whole process keep the memory that it frees (glibc's `mallopt`); True if the C library took it.
+
+    Torch's own large tensors then stay on pages that have been touched, too. The process holds its largest size until
+    it ends. Call it once, at the start.
+    """
+    keep = {-4: 0, -1: 2**31 - 1, -2: 256 << 20}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in keep.items())
