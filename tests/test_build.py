@@ -87,6 +87,17 @@ def test_a_cache_that_cannot_be_written_and_a_full_disk(tmp_path):
     assert "No space left on device); set SNN_RULES_CACHE_DIR" in run(full)
 
 
+def test_a_temporary_folder_of_others_is_not_trusted(tmp_path):
+    shared = tmp_path / f"snn_rules-{os.getuid()}"
+    shared.mkdir()
+    shared.chmod(0o777)
+    file = tmp_path / "a file"
+    file.write_text("")
+    name, why, _ = run(SNN_RULES_CACHE_DIR=str(file / "cache"), TMPDIR=str(tmp_path)).split(" | ")
+    assert name == "eager torch" and "can be written by others" in why
+    assert not list(shared.iterdir())
+
+
 def test_eager_can_be_forced(monkeypatch):
     monkeypatch.setenv("SNN_RULES_EXECUTOR", "eager")
     runner = snn_rules.kernels.executor(snn_rules.get_rule("tssl"), torch.zeros(2, 2))

@@ -29,6 +29,15 @@ def cache_dir() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_rules"
 
 
+def _temporary_dir() -> Path:
+    """The second choice: a folder that nobody else can have put a library into."""
+    folder = Path(tempfile.gettempdir()) / f"snn_rules-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written by others")
+    return folder
+
+
 @lru_cache(maxsize=1)
 def compiler() -> tuple[str, str]:
     """The command and its version. `CXX` wins; else g++, then clang++."""
@@ -55,9 +64,9 @@ def build(source: str) -> ctypes.CDLL:
     """The shared object of `source`, compiled unless the cache has it. `NoCompiler` where neither works."""
     command, version = compiler()
     key = hashlib.sha256("\n".join([source, version, *FLAGS, _machine()]).encode()).hexdigest()[:32]
-    for folder in (cache_dir(), Path(tempfile.gettempdir()) / f"snn_rules-{os.getuid()}"):
+    for folder in (cache_dir, _temporary_dir):
         try:
-            return ctypes.CDLL(str(_compiled(folder, key, source, command)))
+            return ctypes.CDLL(str(_compiled(folder(), key, source, command)))
         except OSError as cause:  # a folder that cannot be written, a full disk: the next one
             failed = cause
     raise NoCompiler(f"no folder for compiled kernels can be written ({failed}); set SNN_RULES_CACHE_DIR")
