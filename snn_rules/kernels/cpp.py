@@ -169,7 +169,7 @@ def _reverse_walk(program: Program, stage: Stage) -> str:
 def _finals(states: list[str]) -> str:
     put = "".join(f"    A::put(p_out_{n} + j, S_{n}[c], n);\n" for n in states)
     finite = " ".join(f"bad |= !(S_{n}[c] - S_{n}[c] == K(0));" for n in states)
-    return _each(put + f"    B bad = {{}}; {finite}\n    for (int k = 0; k < L; ++k) wrong |= bad[k] != 0;\n")
+    return _each(put + f"    B bad = {{}}; {finite}\n    wrong |= any_(bad);\n")
 
 
 # ---- the loop over chunks of neurons -------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ struct Part {{
   static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
   static void out(R* p, V v, int n) {{ put(p, v, n); }}
 }};
+static inline int any_(B b) {{ uint64_t w[8], all = 0; memcpy(w, &b, sizeof w); for (uint64_t one : w) all |= one; return all != 0; }}
 static inline V exp_in_range(V x) {{  // 2^k times a polynomial, to 2 ulp
   V k = x * K(1.44269504088896340736) + K({magic});
   k = k - K({magic});
