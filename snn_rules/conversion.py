@@ -18,7 +18,7 @@ from spikingjelly.activation_based import base, functional, layer, model, neuron
 from torch import nn
 
 from .neuron import RuleNode
-from .recurrent import RuleRecurrentContainer, check_recurrent
+from .recurrent import RecurrentNode, RuleRecurrentContainer, check_recurrent
 from .registry import get_rule
 from .rule import LearningRule, RuleError
 
@@ -83,6 +83,9 @@ def convert(net: nn.Module, rule: str | LearningRule, **options: Any) -> nn.Modu
     if wanted.fuse(net, {path: rule for path, (_, rule, _) in configured.items()}):
         return net
     containers = _containers(net, wanted)
+    for path, module in sites.items():
+        if isinstance(module, RecurrentNode):
+            check_recurrent(configured[path][1], f"convert: {path!r}")
     for module in unfused:
         module.unfuse()  # type: ignore[operator]
     for path, module in sites.items():

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from .console import table
 from .experiments import versions
-from .kernels import build, executor
+from .kernels import RECURRENT, build, executor
 from .kernels.launch import remedy
 from .registry import RuleInfo, get_rule
 from .rule import RuleError
@@ -31,6 +31,7 @@ def examine(known: Mapping[str, RuleInfo], kernels: bool = False) -> dict[str, A
         "cuda": torch.cuda.get_device_name() if cuda else f"no device (torch is built for {torch.version.cuda or 'the CPU alone'})",
         "driver": _driver(),
         "cupy": _cupy(),
+        "recurrent": RECURRENT,
         "left out": os.environ.get("SNN_RULES_DISABLE", "") or "no rule (SNN_RULES_DISABLE)",
         "rules": found,
     }
@@ -41,8 +42,11 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     """The rules and, where asked for, the kernels: registers a thread and spilled bytes on each architecture."""
     shown = table("rule", "distribution", "version", "loads", "runs here by")
     for rule in report["rules"]:
+        by = "-"
+        if rule["loads"]:
+            by = f"{rule['executor']}: {rule['why']}" + (f"; its own layers {rule['own layers']}" if rule["own layers"] else "")
         state = Text("yes", style="green") if rule["loads"] else Text(f"no: {rule['error']}", style="red")
-        shown.add_row(rule["name"], rule["distribution"], rule["version"], state, f"{rule['executor']}: {rule['why']}" if rule["loads"] else "-")
+        shown.add_row(rule["name"], rule["distribution"], rule["version"], state, by)
     rows = report.get("kernels")
     if rows is None:
         return [shown]
@@ -60,8 +64,9 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
 def _rule(info: RuleInfo) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": info.name, "distribution": info.distribution, "version": info.version}
     try:
-        runner = executor(get_rule(info.name), torch.zeros(1, 1, 1))
-        return entry | {"loads": True, "error": None, "executor": runner.name, "why": runner.why}
+        rule, x = get_rule(info.name), torch.zeros(1, 1, 1)
+        runner, own = executor(rule, x), rule.own_layers(x)
+        return entry | {"loads": True, "error": None, "executor": runner.name, "why": runner.why, "own layers": ": ".join(own) if own else None}
     except RuleError as refusal:
         return entry | {"loads": False, "error": str(refusal), "executor": None, "why": None}
 

@@ -175,7 +175,7 @@ class RuleNode(neuron.BaseNode):
     def _where(self) -> str:
         return f"neuron {self.path!r} ({self.rule.name})" if self.path else f"{type(self).__name__} ({self.rule.name})"
 
-    def _check(self, x: Any, step_mode: str) -> None:
+    def _check(self, x: Any, step_mode: str, weight: Tensor | None = None) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
@@ -183,7 +183,7 @@ class RuleNode(neuron.BaseNode):
             raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}; in step mode 'm' pass [T, N, *]")
         if step_mode == "m" and x.shape[0] == 0:
             raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}, T = 0 time steps; pass at least one")
-        learns = x.requires_grad and torch.is_grad_enabled()
+        learns = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
         if self._report.learned and learns and any(isinstance(value, Tensor) for value in self._memories.values()):
             raise RuleError(
                 f"{self._where()}: its state comes from a train that a backward pass has already used; call "

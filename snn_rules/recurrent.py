@@ -24,7 +24,7 @@ def check_recurrent(rule: LearningRule, where: str) -> None:
 def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Spikes `[T, N, F]` of `node` fed by `x[T, N, F]` and by its own spikes of the step before; and the last spikes."""
     dtype = _state_dtype(x)
-    node._check(x, "m")
+    node._check(x, "m", weight)
     states = node.materialize_states((x,), tuple(node._memories.values()), "m")
     state = dict(zip(node._memories, states, strict=True))
     if not isinstance(y, Tensor) or y.shape != x.shape[1:]:

@@ -215,6 +215,10 @@ class LearningRule:
         """
         return False
 
+    def own_layers(self, x: Tensor) -> tuple[str, str] | None:
+        """What runs the layers that `fuse` makes, for input like `x`, and why: for `snn-rules doctor`. None: it makes none."""
+        return None
+
     def initialize(self, net: nn.Module) -> nn.Module:
         """Set the weights of `net` to values from which this rule learns; the default keeps PyTorch's own."""
         return net

@@ -101,6 +101,7 @@ def test_doctor() -> None:
     assert {"python", "torch", "spikingjelly", "snn-rules", "threads", "compiler", "cache", "cuda", "driver", "cupy", "rules"} <= set(report)
     loaded = {rule["name"]: rule for rule in report["rules"]}
     assert loaded["tssl"]["loads"] and loaded["tssl"]["executor"] and loaded["tssl"]["why"] and loaded["tssl"]["distribution"] == "snn-rules-tssl"
+    assert loaded["stdbp"]["own layers"] and not loaded["tssl"]["own layers"] and "run on torch tensors" in report["recurrent"]
     text = done("doctor")
     assert report["torch"] in text and all(name in text for name in loaded)
 

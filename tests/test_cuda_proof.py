@@ -210,7 +210,7 @@ def test_a_neuron_learns_through_the_launch_code(name: str, monkeypatch: pytest.
         return results
 
     wanted = train()
-    monkeypatch.setattr("snn_rules.kernels.autograd.executor", lambda *_: launch.Launched())
+    monkeypatch.setattr("snn_rules.kernels.autograd.executor", lambda *_, **__: launch.Launched())
     with fake_cupy.installed() as gpu:
         found = train()
     assert [run.kernel for run in gpu.launches] == ["forward", "backward0"] * 2

@@ -8,6 +8,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import snn_rules
+from snn_rules import kernels
 
 RULES = {"surrogate": {}, "tssl": {}, "strsbp": {"v_threshold": 1.0}, "stdbp": {}}
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -59,7 +60,8 @@ def test_tssl_runs_through_the_recurrent_weights():
 
 
 def test_surrogate_equals_spikingjelly_s_own_container():
-    container = layer.LinearRecurrentContainer(neuron.LIFNode(), 5, 5, step_mode="m").double()
+    torch.manual_seed(0)
+    container = layer.LinearRecurrentContainer(neuron.LIFNode(v_threshold=0.3), 5, 5, step_mode="m").double()
     x = signal().requires_grad_()
     grads = []
     for net in (container, snn_rules.convert(nn.Sequential(copy.deepcopy(container)), "surrogate")[0]):
@@ -108,3 +110,24 @@ def test_bad_input():
         snn_rules.RecurrentNode(0, "tssl")
     with pytest.raises(snn_rules.RuleError, match=r"mode='event'"):
         snn_rules.RecurrentNode(5, "stdbp", mode="event")
+
+
+def test_recurrent_layers_say_once_that_they_run_on_torch():
+    kernels._say_once.cache_clear()
+    with pytest.warns(UserWarning, match="recurrent layers run on torch tensors, step by step") as said:
+        for _ in range(2):
+            snn_rules.RecurrentNode(5, "tssl")(signal(dtype=torch.float32))
+    assert len(said) == 1
+
+
+def test_forgotten_reset_although_the_input_needs_no_gradient():
+    node, x = snn_rules.RecurrentNode(5, "tssl"), signal(dtype=torch.float32)
+    (node(x) * signal(dtype=torch.float32)).sum().backward()
+    with pytest.raises(snn_rules.RuleError, match=r"call functional.reset_net"):
+        node(x)
+
+
+def test_convert_refuses_what_cannot_train_recurrent_weights():
+    net = nn.Sequential(snn_rules.RecurrentNode(5, "tssl"))
+    with pytest.raises(snn_rules.RuleError, match=r"convert: '0': rule 'tssl' cannot train recurrent weights"):
+        snn_rules.convert(net, "tssl", warmup="layer")

@@ -18,11 +18,16 @@ from .build import NoCompiler
 from .compiled import Compiled, kernels
 from .eager import Eager
 
-__all__ = ["Compiled", "Eager", "executor"]
+__all__ = ["RECURRENT", "Compiled", "Eager", "executor"]
+
+RECURRENT = "recurrent layers run on torch tensors, step by step: there are no kernels between their matrix products"
 
 
-def executor(rule: LearningRule, x: Tensor) -> Eager:
+def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
     """The executor for this rule on the device and in the dtype of `x`. What falls back to torch says so, once."""
+    if recurrent:
+        _say_once(RECURRENT)
+        return _eager(RECURRENT)
     if os.environ.get("SNN_RULES_EXECUTOR") == "eager":
         return _eager("SNN_RULES_EXECUTOR=eager")
     if x.device.type not in ("cpu", "cuda"):

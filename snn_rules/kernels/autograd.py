@@ -59,14 +59,14 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     `x_weights` has the values of `x`; the gradient it receives is the one meant for the weights that made `x`.
     Afterwards `job.state` is the state after the last step, detached.
     """
-    job.run_by = executor(job.rule, x)
+    job.run_by = executor(job.rule, x, recurrent=weight is not None)
     if weight is not None and job.rule.gain != 1.0:
         weight = weight * job.rule.gain  # the gain is of all that a neuron receives
     wanted = [t for t in (x, weight, x_weights) if t is not None and t.requires_grad]
     if not (wanted and torch.is_grad_enabled()):
         with torch.no_grad():
             return job.forward(x, weight)[0]
-    if job.rule.sweeps or (weight is None and job.run_by.derives):
+    if job.rule.sweeps or job.run_by.derives:
         spikes: Tensor = _Learn.apply(x, weight, x_weights, job)
         return spikes
     spikes, _ = job.forward(x, weight)  # the adjoint is derived: autograd walks back through the steps

@@ -38,7 +38,7 @@ class ByKernels(Eager):
     def forward(
         self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None
     ) -> tuple[Tensor, State, Tape, list[Tensor]]:
-        if weight is not None or record not in (None, "v"):
+        if weight is not None or record not in (None, "v"):  # `executor` gives a recurrent layer to `Eager`
             return super().forward(rule, x, state, weight, record)
         x = x.contiguous()
         T, M = x.shape[0], x[0].numel()

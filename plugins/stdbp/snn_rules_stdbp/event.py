@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from snn_rules import RuleError, RuleNode
+from snn_rules import RecurrentNode, RuleError, RuleNode
 from snn_rules.neuron import warn_zero_gradient
 
 from .first_spikes import _FirstSpikes
@@ -105,6 +106,9 @@ class FusedNode(RuleNode):
 
 def fuse(net: nn.Module, rules: Mapping[str, STDBP]) -> None:
     """Turn each Linear or Conv2d and the neuron after it into a layer of first spikes, in place; refuse the rest by path."""
+    for path, module in net.named_modules():
+        if isinstance(module, (RecurrentNode, layer.LinearRecurrentContainer, layer.ElementWiseRecurrentContainer)):
+            raise RuleError(_refusal(path, module, "is recurrent, but spike times are sent forward, once; use a feed-forward layer, or mode='clock'"))
     leaves = [(path, module) for path, module in net.named_modules() if path in rules or not list(module.children())]
     leaves = [(path, module) for path, module in leaves if not any(path.startswith(f"{site}.") for site in rules)]
     plan: list[tuple[str, nn.Module, type[nn.Module]]] = []

@@ -26,6 +26,11 @@ PARALLEL = 65536  # weights times samples below which a second thread costs more
 class Eager:
     """The walk over the inputs on torch tensors: the reference, on any device."""
 
+    name = "eager torch"
+
+    def __init__(self, why: str = "it is the reference"):
+        self.why = why
+
     def forward(self, rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """`times[B, in]`, `weight[out, in]` -> the first crossing of each neuron `[B, out]`, and its slope S (0 if silent)."""
         ordered, index = times.clamp(max=rule.window).sort(dim=1, stable=True)
@@ -57,6 +62,9 @@ def _live(rule: STDBP, ordered: Tensor) -> int:
 
 class Compiled:
     """The same by the kernels of `event_cpp`, for one rule and dtype."""
+
+    name = "compiled for the CPU"
+    why = "a C++ compiler is installed"
 
     def __init__(self, rule: STDBP, double: bool):
         library = build(event_cpp.source(rule, double))
@@ -90,24 +98,27 @@ class Compiled:
 
 
 def executor(rule: STDBP, times: Tensor, weight: Tensor) -> Eager | Compiled:
-    """What runs here. Where no kernel can be compiled it says so, once."""
-    if times.device.type != "cpu" or times.dtype not in (torch.float32, torch.float64) or times.dtype != weight.dtype:
-        return _eager
+    """What runs here. What falls back to torch says so, once."""
+    if times.device.type != "cpu":
+        return _slow(rule, f"there are no kernels for {times.device.type}")
+    if times.dtype not in (torch.float32, torch.float64) or times.dtype != weight.dtype:
+        return _slow(rule, f"there are no kernels for times of {times.dtype} and weights of {weight.dtype}")
     return _for_cpu(rule, times.dtype == torch.float64, os.environ.get("SNN_RULES_EXECUTOR"))
 
 
 @lru_cache(maxsize=512)
 def _for_cpu(rule: STDBP, double: bool, forced: str | None) -> Eager | Compiled:
     if forced == "eager":
-        return _eager
+        return Eager("SNN_RULES_EXECUTOR=eager")
     try:
         return Compiled(rule, double)
     except (NoCompiler, RuleError) as cause:
-        _say_once(f"the event layers of {rule.name!r} run on torch tensors, many times slower: {cause}")
-        return _eager
+        return _slow(rule, str(cause))
 
 
-_eager = Eager()
+def _slow(rule: STDBP, why: str) -> Eager:
+    _say_once(f"the event layers of {rule.name!r} run on torch tensors, many times slower: {why}")
+    return Eager(why)
 
 
 @lru_cache(maxsize=64)

@@ -128,6 +128,12 @@ class STDBP(LearningRule):
         fuse(net, rules)  # type: ignore[arg-type]
         return True
 
+    def own_layers(self, x: Tensor) -> tuple[str, str] | None:
+        from .first_spikes import executor
+
+        runner = executor(self, x, x)
+        return runner.name, runner.why
+
     # ---- in a network ------------------------------------------------------------------------------------------
 
     def initialize(self, net: nn.Module) -> nn.Module:

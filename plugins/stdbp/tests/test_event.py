@@ -182,6 +182,8 @@ def test_pooling_takes_the_earliest_and_dropout_silences():
         (nn.Sequential(nn.AvgPool2d(2), nn.Linear(4, 3), neuron.LIFNode()), r"'0' \(AvgPool2d\) has no meaning for spike times; use Linear"),
         (nn.Sequential(nn.Linear(4, 3), neuron.LIFNode(), neuron.LIFNode()), r"'2' \(LIFNode\) has no Linear or Conv2d right before it"),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), neuron.LIFNode()), r"'0' \(Conv2d\) has groups or a padding"),
+        (nn.Sequential(layer.LinearRecurrentContainer(neuron.LIFNode(), 3, 3)), r"'0' \(LinearRecurrentContainer\) is recurrent"),
+        (nn.Sequential(nn.Linear(4, 3), snn_rules.RecurrentNode(3, "tssl")), r"'1' \(RecurrentNode\) is recurrent"),
         (nn.Sequential(nn.Sequential(nn.Linear(4, 3), neuron.LIFNode()), nn.Tanh()), r"'1' \(Tanh\) has no meaning for spike times"),
     ],
 )

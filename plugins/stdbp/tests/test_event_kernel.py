@@ -145,11 +145,16 @@ def test_the_rule_is_the_only_place_of_the_mathematics():
     assert source(rule, True) != source(RULE, True)
 
 
-def test_other_dtypes_and_mixed_ones_run_on_tensors():
+def test_other_dtypes_and_mixed_ones_run_on_tensors_and_say_so_once():
+    layer._say_once.cache_clear()
     times, weight = case(8, 3, 5, 4, torch.float32)
-    assert isinstance(layer.executor(RULE, times.half(), weight.half()), layer.Eager)
-    assert isinstance(layer.executor(RULE, times, weight.double()), layer.Eager)
+    with pytest.warns(UserWarning, match=r"run on torch tensors, many times slower: there are no kernels for times of") as said:
+        for _ in range(2):
+            assert isinstance(layer.executor(RULE, times.half(), weight.half()), layer.Eager)
+            assert isinstance(layer.executor(RULE, times, weight.double()), layer.Eager)
+    assert len(said) == 2  # one a reason
     assert layer._FirstSpikes.apply(times, weight.double(), RULE, lambda _: None).shape == (3, 4)
+    assert RULE.own_layers(times) == ("compiled for the CPU", "a C++ compiler is installed")
 
 
 def test_without_a_compiler_it_says_so_once(monkeypatch):
