@@ -1,0 +1,25 @@
+"""The options that several commands of `snn-rules` share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NetworkOption = Annotated[
+    str,
+    typer.Option(
+        help="Layers after the input, joined by '-': 400 dense, R400 recurrent, 15C5 convolution, 12C5p1 padded, P2 pooling. Ends in the classes."
+    ),
+]
+DatasetOption = Annotated[str, typer.Option(help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28).")]
+RootOption = Annotated[Path, typer.Option(help="Folder of the data files, in torchvision's layout or as plain idx files, gzipped or not.")]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Let torchvision fetch what is missing into the data root; otherwise nothing is downloaded.")
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Walks over the training set. Default: 10, and 20 for digits.")]
+StepsOption = Annotated[int | None, typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the rule's own.")]
+RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW, no weight decay. Default: the rule's own; 0.003 for digits.")]
+BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own; 32 for digits.")]
+ScheduleOption = Annotated[str, typer.Option(help="Learning rate over epochs: constant, sqrt (lr / sqrt(epoch)) or cosine (down to 0).")]
+LimitOption = Annotated[int | None, typer.Option(help="Train on the first N samples only.", metavar="N")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
