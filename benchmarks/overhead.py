@@ -1,0 +1,120 @@
+"""What a `RuleNode` costs beside its kernels: one forward and backward at a shape so small that the kernels cost almost nothing.
+
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py
+
+Three medians for each rule, in microseconds: the node (forward, backward through autograd; resets are not counted), its
+kernels alone (called with pointers that are ready), and an `autograd.Function` that does nothing, which torch itself takes.
+The overhead is the node less its kernels. Prints a table and writes `benchmarks/results/overhead.json`.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import snn_rules
+from snn_rules.kernels import compiled
+
+SHAPE = (5, 1, 16)
+NEURONS: dict[str, dict[str, float]] = {"surrogate": {}, "tssl": {}, "strsbp": {"v_threshold": 2.0}, "stdbp": {}}
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+LIMIT = 60.0  # microseconds
+
+
+class Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0]
+
+
+def medians(runs: dict[str, Callable[[], object]], between: Callable[[], object], rounds: int) -> dict[str, float]:
+    """In microseconds; a hundred of each in turn, so that all see the same moods of the machine. `between` runs after each, uncounted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for k in range(rounds + 1):
+        for name, run in runs.items():
+            for _ in range(100):
+                begun = time.perf_counter()
+                run()
+                taken = time.perf_counter() - begun
+                between()
+                if k:  # the first round warms up
+                    times[name].append(1e6 * taken)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def kernels_of(node: snn_rules.RuleNode, x: torch.Tensor, g: torch.Tensor) -> Callable[[], object]:
+    """The compiled functions, on the tensors that the node gave them."""
+    seen: list[tuple[int, dict[str, torch.Tensor | None], int, int]] = []
+    loaded = compiled.kernels(node.rule, len(x), double=False)
+    whole = compiled.Kernels.__call__
+
+    def recording(self: compiled.Kernels, index: int, tensors: dict[str, torch.Tensor | None], T: int, M: int) -> int:
+        seen.append((index, dict(tensors), T, M))  # which keeps them alive
+        return whole(self, index, tensors, T, M)
+
+    compiled.Kernels.__call__ = recording  # type: ignore[method-assign]
+    try:
+        torch.autograd.grad(node(x), x, g)
+    finally:
+        compiled.Kernels.__call__ = whole  # type: ignore[method-assign]
+    node.reset()
+    calls = []
+    for index, tensors, T, M in seen:
+        function, names, array = loaded._run[index]
+        calls.append((function, array(*[None if (t := tensors.get(name)) is None else t.data_ptr() for name in names]), T, M))
+    return lambda: ([function(pointers, T, M, 1) for function, pointers, T, M in calls], seen)
+
+
+def measure(rule: str, rounds: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    node = snn_rules.RuleNode(rule, step_mode="m", **NEURONS[rule])
+    x, g = torch.rand(SHAPE, requires_grad=True), torch.randn(SHAPE)
+    runs: dict[str, Callable[[], object]] = {
+        "node_us": lambda: torch.autograd.grad(node(x), x, g),
+        "kernels_us": kernels_of(node, x, g),
+        "empty_function_us": lambda: torch.autograd.grad(Nothing.apply(x), x, g),
+    }
+    taken = medians(runs, node.reset, rounds)
+    return {**taken, "overhead_us": taken["node_us"] - taken["kernels_us"]}
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Counted rounds, of a hundred repetitions each.")] = 30,
+    write: Annotated[bool, typer.Option(help="Write the results file.")] = True,
+) -> None:
+    shape = "x".join(map(str, SHAPE))
+    table, found = Table("rule", "node", "its kernels", "empty function", "overhead", title=f"forward + backward at {shape}, median us"), {}
+    for rule in NEURONS:
+        found[rule] = measure(rule, rounds)
+        table.add_row(rule, *(f"{value:.1f}" for value in found[rule].values()))
+    about = {
+        "date": date.today().isoformat(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "machine": platform.processor() or platform.machine(),
+        "versions": {"snn_rules": snn_rules.__version__, "torch": torch.__version__},
+        "shape": shape,
+        "repeats": 100 * rounds,
+        "limit_us": LIMIT,
+    }
+    Console(width=120).print(table)
+    if write:
+        RESULTS.write_text(json.dumps({**about, "results": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
