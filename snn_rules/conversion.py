@@ -6,12 +6,14 @@ optimisers and SpikingJelly's cached list of modules to reset all stay right.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from typing import Any
 
 from spikingjelly.activation_based import base, functional, layer, model, neuron
@@ -24,6 +26,8 @@ from .rule import LearningRule, RuleError
 
 _NEURONS = "spikingjelly.activation_based.neuron"
 _MODULE_ATTRIBUTES = set(vars(nn.Module()))
+
+Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True)
@@ -48,41 +52,58 @@ class Site:
 
 
 def build(
-    factory: str | Callable[..., nn.Module], *args: Any, rule: str | LearningRule, rule_options: Mapping[str, Any] | None = None, **kwargs: Any
+    factory: str | Callable[..., nn.Module],
+    *args: Any,
+    rule: str | LearningRule,
+    rule_options: Mapping[str, Any] | None = None,
+    where: Where | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """A SpikingJelly model whose neurons learn by `rule`, in step mode 'm' (unless `step_mode` is passed).
 
     `factory` is one of SpikingJelly's model factories, or its name ("spiking_resnet18"); `args` and `kwargs` are its
-    own. Where it takes a `spiking_neuron` and none is given, that is `LIFNode` with `decay_input=False`.
+    own, `rule_options` and `where` those of `convert`. Where it takes a `spiking_neuron` and none is given, that is
+    `LIFNode` with `decay_input=False`.
     """
     make = _factory(factory) if isinstance(factory, str) else factory
     if "spiking_neuron" in inspect.signature(make).parameters and "spiking_neuron" not in kwargs:
         kwargs = {"decay_input": False, **kwargs, "spiking_neuron": neuron.LIFNode}
-    net = convert(make(*args, **kwargs), rule, **(rule_options or {}))
+    net = convert(make(*args, **kwargs), rule, where=where, **(rule_options or {}))
     functional.set_step_mode(net, kwargs.get("step_mode", "m"))
     return net
 
 
-def convert(net: nn.Module, rule: str | LearningRule, **options: Any) -> nn.Module:
+def convert(net: nn.Module, rule: str | LearningRule, *, where: Where | None = None, **options: Any) -> nn.Module:
     """Swap the rule of every spiking neuron of `net`, in place; returns `net`.
 
     The constants that each neuron has in the network are kept (`tau` becomes `tau_m`, thresholds and resets stay);
     `options` win over them. Parameters, their identity and the keys of `state_dict` are untouched. What the rule
     cannot serve is refused by its path, before anything has changed.
+
+    `where` selects the neurons, and all others stay as they are: several rules share a network by a call for each. It
+    is a path, which stands for all that is below it ("layer1"), a pattern ("*.sn2"; * crosses dots), a list of these,
+    or a function `(path, neuron) -> bool`. Input code and loss are yours to choose then: `encode` of the first layer's
+    rule and `loss` of the last one's, since that is whom the loss must teach.
     """
     base_rule = get_rule(rule)
     given = frozenset(base_rule.resolve(options))
     wanted = base_rule.replace(**options)
     if isinstance(rule, LearningRule):
         given |= {f.name for f in fields(rule) if getattr(rule, f.name) != f.default}
-    sites = {path: module for path, module in net.named_modules() if isinstance(module, RuleNode) or _is_neuron(module)}
-    if not sites:
+    every = {path: module for path, module in net.named_modules() if isinstance(module, RuleNode) or _is_neuron(module)}
+    if not every:
         raise RuleError(f"convert: {type(net).__name__} holds no spiking neuron")
+    sites = every if where is None else _selected(every, where)
     unfused = [module for module in net.modules() if hasattr(module, "unfuse")]
+    if len(sites) < len(every) and (unfused or wanted.capabilities.signal != "spikes"):
+        left = next(path for path in every if path not in sites)
+        raise RuleError(
+            f"convert: where={_shown(where)} leaves out {left!r}, but spikes and spike times cannot travel in one network; leave out where="
+        )
     configured = {path: _configured(path, module, wanted, given) for path, module in sites.items()}
     if wanted.fuse(net, {path: rule for path, (_, rule, _) in configured.items()}):
         return net
-    containers = _containers(net, wanted)
+    containers = _containers(net, wanted, sites)
     for path, module in sites.items():
         if isinstance(module, RecurrentNode):
             check_recurrent(configured[path][1], f"convert: {path!r}")
@@ -96,7 +117,7 @@ def convert(net: nn.Module, rule: str | LearningRule, **options: Any) -> nn.Modu
 
 
 def citation(net: nn.Module) -> str:
-    """The papers behind the rules of `net`, one a line."""
+    """The papers behind the rules of `net`, one a line for each rule."""
     papers = {module.rule.name: module.rule.cite for module in net.modules() if isinstance(module, RuleNode)}
     return "\n".join(f"{name}: {cite}" for name, cite in sorted(papers.items()))
 
@@ -149,9 +170,40 @@ def become_node(module: nn.Module, path: str, site: Site | None, rule: LearningR
     vars(module).update(kept, path=path, site=site)
 
 
-def _containers(net: nn.Module, rule: LearningRule) -> list[nn.Module]:
+def _selected(every: Mapping[str, nn.Module], where: Where) -> dict[str, nn.Module]:
+    """The neurons that `where` asks for; each of its strings must find one."""
+    if callable(where):
+        chosen = {path: module for path, module in every.items() if where(path, module)}
+        if not chosen:
+            raise RuleError(f"convert: where={_shown(where)} selects none of the {len(every)} neurons: {_some(every)}")
+        return chosen
+    patterns = [where] if isinstance(where, str) else list(where)
+    found: dict[str, nn.Module] = {}
+    for pattern in patterns:
+        hits = {path: module for path, module in every.items() if path == pattern or path.startswith(f"{pattern}.") or fnmatchcase(path, pattern)}
+        if not hits:
+            near = difflib.get_close_matches(pattern, every, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise RuleError(f"convert: where={pattern!r} selects none of the {len(every)} neurons{hint}: {_some(every)}")
+        found |= hits
+    if not found:
+        raise RuleError("convert: where=[] selects no neuron; leave it out to convert all")
+    return {path: module for path, module in every.items() if path in found}
+
+
+def _some(every: Mapping[str, nn.Module]) -> str:
+    return ", ".join(map(repr, list(every)[:4])) + (", ..." if len(every) > 4 else "")
+
+
+def _shown(where: Where | None) -> str:
+    return getattr(where, "__name__", repr(where))
+
+
+def _containers(net: nn.Module, rule: LearningRule, sites: Mapping[str, nn.Module]) -> list[nn.Module]:
     found = []
     for path, module in net.named_modules():
+        if not any(site.startswith(f"{path}." if path else "") for site in sites):
+            continue
         inner = getattr(module, "sub_module", None)
         if isinstance(module, layer.LinearRecurrentContainer):
             if not (isinstance(inner, nn.Module) and _is_neuron(inner)):
