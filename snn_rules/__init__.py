@@ -12,12 +12,14 @@ _PUBLIC = {
     "API": "hookspecs",
     "Capabilities": "rule",
     "LearningRule": "rule",
+    "Lens": "lens",
     "RecurrentNode": "recurrent",
     "RuleError": "rule",
     "RuleInfo": "registry",
     "RuleNode": "neuron",
     "build": "conversion",
     "citation": "conversion",
+    "compare_gradients": "lens",
     "convert": "conversion",
     "get_rule": "registry",
     "hookimpl": "hookspecs",
@@ -32,12 +34,14 @@ __all__ = [
     "API",
     "Capabilities",
     "LearningRule",
+    "Lens",
     "RecurrentNode",
     "RuleError",
     "RuleInfo",
     "RuleNode",
     "build",
     "citation",
+    "compare_gradients",
     "convert",
     "get_rule",
     "hookimpl",
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from .conversion import build, citation, convert
     from .hookspecs import API, hookimpl
     from .kernels.buffers import tune_cpu_allocator
+    from .lens import Lens, compare_gradients
     from .neuron import RuleNode
     from .recurrent import RecurrentNode
     from .registry import RuleInfo, get_rule, register, rules

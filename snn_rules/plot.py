@@ -1,18 +1,22 @@
-"""Curves of accuracy over epochs, one colour a rule."""
+"""Pictures: curves of accuracy over epochs, one colour a rule; what the lens saw."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from . import checkpoint
+
+if TYPE_CHECKING:
+    from .lens import Lens
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # tell the rules apart in grey, too
@@ -39,6 +43,56 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], title:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper", fontsize="small", handlelength=2.8)
+    _write(figure, path)
+
+
+def lens(path: Path, seen: Lens, title: str) -> None:
+    """Write a PNG: heat maps of cosine and ratio of norms, by layer and pair of rules; and the loss along each gradient."""
+    pairs, rules, rows = list(combinations(range(len(seen.rules)), 2)), len(seen.rules), len(seen.layers)
+    heights = [0.5 * rows + 1.0, 3.2] if pairs else [3.2]
+    figure = Figure(figsize=(max(8.5, 3.0 * rules, 1.7 * len(pairs) + 2), sum(heights) + 0.8), dpi=150, layout="constrained")
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    if pairs:
+        names = [f"{seen.rules[a]}\n{seen.rules[b]}" for a, b in pairs]
+        values = [np.array([[float(m[k, b, a]) for a, b in pairs] for k in range(rows)]) for m in (seen.cosine, seen.ratio)]
+        shades = [values[0], np.log10(values[1])]
+        titles = ["cosine of the gradients", "norm of the first to that of the second"]
+        spans = [1.0, max(1.0, float(np.nanmax(np.abs(shades[1]), initial=0.0)))]
+        for axes, value, shade, span, colours, form, said in zip(
+            grid[0].subgridspec(1, 2).subplots(squeeze=False)[0], values, shades, spans, ("RdBu", "PuOr"), ("{:+.2f}", "{:.2g}"), titles, strict=True
+        ):
+            axes.imshow(shade, cmap=colours, vmin=-span, vmax=span, aspect="auto")
+            for at, number in np.ndenumerate(value):
+                ink = "white" if abs(shade[at]) > 0.6 * span else "black"
+                axes.text(at[1], at[0], "-" if np.isnan(number) else form.format(number), ha="center", va="center", fontsize="small", color=ink)
+            axes.set_xticks(range(len(names)), names, fontsize="small")
+            axes.set_yticks(range(rows), seen.layers, fontsize="small")
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            axes.set_title(said, loc="left", fontsize="medium")
+    for r, axes in enumerate(grid[-1].subgridspec(1, rules).subplots(squeeze=False)[0]):
+        for d, (direction, colour, style) in enumerate(zip(seen.directions, cycle(COLOURS), cycle(STYLES), strict=False)):
+            drawn = ("#888888", ":") if direction == "random" else (colour, style)
+            axes.plot(seen.loss[r, d], color=drawn[0], linestyle=drawn[1], marker="o", markersize=3, linewidth=1.6, label=direction)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(labelsize="small")
+        axes.set_xticks(range(len(seen.steps)), [f"{length:g}" for length in seen.steps])
+        whose = "" if seen.losses[r] == seen.rules[r].partition(":")[0] else f"\n(that of {seen.losses[r]})"
+        axes.set_title(f"loss under {seen.rules[r]}{whose}", loc="left", fontsize="medium")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if r == 0:
+            axes.set_xlabel("step, in norms of the weights", loc="left", fontsize="small")
+            about = {"title": "step against the gradient of", "alignment": "left", "fontsize": "small", "frameon": False}
+            figure.legend(loc="outside lower left", ncols=len(seen.directions), **about)
+    figure.suptitle(title, x=0.01, ha="left")
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")

@@ -47,10 +47,10 @@ def refused(*words: str) -> str:
 def test_help_names_every_command() -> None:
     text = done("--help")
     assert "Learning rules for spiking neural networks" in text
-    assert all(command in text for command in ("list", "info", "doctor", "train", "compare"))
+    assert all(command in text for command in ("list", "info", "doctor", "train", "compare", "lens"))
 
 
-@pytest.mark.parametrize("command", ["list", "info", "doctor", "train", "compare"])
+@pytest.mark.parametrize("command", ["list", "info", "doctor", "train", "compare", "lens"])
 def test_every_option_has_help(command: str) -> None:
     done(command, "--help")
     from typer.main import get_command

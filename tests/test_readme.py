@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 COMMANDS = sorted({line.partition("#")[0].strip() for text in PAGES.values() for line in re.findall(r"^    (snn-rules .*)$", text, re.MULTILINE)})
 SMALL = ["--dataset", "digits", "--network", "6-10", "--limit-train", "20", "--batch-size", "20", "--epochs", "1", "--T", "4"]  # the last one wins
+LENS = ["--dataset", "digits", "--network", "6-10", "--samples", "20", "--T", "4"]
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
@@ -29,14 +30,14 @@ def test_the_code_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_have_commands() -> None:
-    assert {command.split()[1] for command in COMMANDS} == {"list", "info", "train", "compare", "doctor"}
+    assert {command.split()[1] for command in COMMANDS} == {"list", "info", "train", "compare", "lens", "doctor"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)[1:]
-    small = {"train": SMALL, "compare": [*SMALL, "--seeds", "0"]}.get(words[0], [])
+    small = {"train": SMALL, "compare": [*SMALL, "--seeds", "0"], "lens": LENS}.get(words[0], [])
     result = CliRunner().invoke(app, [*words, *small])
     assert result.exit_code == 0, result.output
 
