@@ -133,7 +133,10 @@ def doctor(
 @app.command()
 def train(
     ctx: typer.Context,
-    rule: Annotated[str, typer.Option(help="The learning rule; snn-rules list names those installed.")],
+    rule: Annotated[str | None, typer.Option(help="The learning rule; snn-rules list names those installed.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A training written down: a TOML file, or a name such as tssl/fashion-mnist-400-400. Options given here win.")
+    ] = None,
     network: NetworkOption = "100-10",
     dataset: DatasetOption = "digits",
     data_root: RootOption = Path("data"),
@@ -152,14 +155,28 @@ def train(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for checkpoint.pt and history.json. Default: a new one, runs/DATASET-RULE-N.", metavar="DIR")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, to the bit as if there had been no break.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the checkpoint in --out (or of the recipe and seed), to the bit as if there had been no break."),
+    ] = False,
 ) -> None:
     """Train a network by one rule. The rule's own settings are the defaults: 'trains with' in snn-rules info RULE."""
-    from . import experiments
+    from . import experiments, recipes
 
+    written = recipes.load(recipe) if recipe else None
+    if written is None and rule is None:
+        raise RuleError("train: pass --rule, such as --rule tssl (snn-rules list names them), or --recipe")
     settings = {"T": T, "lr": lr, "batch_size": batch_size, "epochs": epochs, "schedule": schedule, "device": device}
-    task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings)
-    experiments.train(task, rule, option or [], seed, folder, resume)
+    if written:  # its values stand in the place of this command's defaults
+        typed = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+        settings = {name: value for name, value in settings.items() if name in typed}
+        network = network if "network" in typed else written.network
+        dataset = dataset if "dataset" in typed else written.dataset
+        if rule not in (None, written.rule):
+            raise RuleError(f"train: recipe {recipe!r} is for rule {written.rule!r}, not {rule!r}; leave --rule out, or the recipe")
+        rule = written.rule
+    task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings, written)
+    experiments.train(task, str(rule), option or [], seed, folder, resume)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ import torch
 from . import checkpoint, data, plot
 from .console import err, out, progress, table
 from .network import network
-from .registry import rules
+from .recipes import Recipe
+from .registry import get_rule, rules
 from .rule import LearningRule, RuleError
 from .train import Config, History, configured, fit
 
@@ -34,35 +36,43 @@ class Task:
     download: bool
     limit_train: int | None
     settings: Mapping[str, Any]  # of `Config`
+    recipe: Recipe | None = None
 
     def data(self) -> data.Data:
         return data.load(self.dataset, self.data_root, self.download).limit(self.limit_train)
 
     def config(self, rule: LearningRule, seed: int) -> Config:
         given = {name: value for name, value in self.settings.items() if value is not None}
-        return Config.of(rule, **{**data.SETTINGS.get(self.dataset, {}), **given}, network=self.network, seed=seed)
+        written = self.recipe.train if self.recipe else {}
+        return Config.of(rule, **{**data.SETTINGS.get(self.dataset, {}), **written, **given}, network=self.network, seed=seed)
 
-    def folder(self, out: Path | None, what: str) -> Path:
-        """The folder asked for, or the first of runs/DATASET-WHAT-1, -2, ... that is not there."""
+    def folder(self, out: Path | None, what: str, seed: int = 0) -> Path:
+        """The folder asked for; that of the recipe and the seed; or the first of runs/DATASET-WHAT-1, -2, ... that is not there."""
+        if self.recipe and out is None:
+            return Path("runs") / f"{self.recipe.folder}-seed{seed}"
         fresh = (Path("runs") / f"{self.dataset}-{what}-{n}" for n in count(1))
         return out or next(path for path in fresh if not path.exists())
 
     def about(self, *chosen: LearningRule) -> dict[str, Any]:
         """What one needs to do it again."""
-        return {"command": self.command, "versions": versions(*chosen), "network": self.network, "dataset": self.dataset}
+        about: dict[str, Any] = {"command": self.command, "versions": versions(*chosen), "network": self.network, "dataset": self.dataset}
+        more = {"recipe": self.recipe.name, "paper": dict(self.recipe.paper)} if self.recipe else {}
+        return {**about, "limit_train": self.limit_train, **more}
 
 
 def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path | None, resume: bool) -> None:
     """One rule, with a checkpoint and history.json after each epoch."""
-    if resume and folder is None:
+    if resume and folder is None and task.recipe is None:
         raise RuleError("train: --resume needs --out with the folder of the training to go on with")
-    rule = configured(name, dict(map(option, options)))
-    samples, config, where = task.data(), task.config(rule, seed), task.folder(folder, name)
+    given = get_rule(name).resolve(task.recipe.options) if task.recipe else {}
+    rule = configured(name, {**given, **get_rule(name).resolve(dict(map(option, options)))})
+    samples, config, where = task.data(), task.config(rule, seed), task.folder(folder, name, seed)
     about = {**task.about(rule), "rule": name, "options": asdict(rule), "cite": rule.cite, "config": asdict(config)}
 
     def put(history: History) -> None:
         best = {"best_epoch": history.best + 1, "best_test_accuracy": history.epochs[history.best].test_accuracy}
-        write_json(where / "history.json", {**about, **best, **asdict(history)})
+        used = {"threads": torch.get_num_threads(), "peak_memory_mb": peak_memory()}
+        write_json(where / "history.json", {**about, **best, **used, **asdict(history)})
 
     try:
         history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, put)
@@ -132,6 +142,11 @@ def versions(*chosen: LearningRule) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "spikingjelly", "snn-rules")}, **owners}
 
 
+def peak_memory() -> float:
+    """The most main memory that this process has held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if platform.system() == "Darwin" else 1e3)  # bytes there, kB elsewhere
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     checkpoint.write(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
 
@@ -146,7 +161,7 @@ def _fit(
     each: Callable[[History], None] | None = None,
 ) -> History:
     torch.manual_seed(config.seed)
-    net = network(config.network, rule, samples.shape, samples.classes)
+    net = network(config.network, rule, samples.shape, samples.classes, config.init)
     with progress() as bar:
         steps = -(-len(samples.train_y) // config.batch_size)
         task = bar.add_task(title, total=config.epochs * steps)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spikingjelly.activation_based import functional, layer
-from torch import nn
+from torch import Tensor, nn
 
 from .conversion import convert
 from .neuron import RuleNode
@@ -60,8 +60,23 @@ def parse(text: str) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], classes: int | None = None) -> nn.Sequential:
-    """The network, in step mode 'm', with the weights from which `rule` learns (`rule.initialize`).
+class Layers(nn.Sequential):
+    """Layers in a row. An input that is the same at each step (`coding.static`) crosses those before the first neuron once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = len(x)
+        still = steps > 1 and x.stride(0) == 0
+        out = x[:1] if still else x
+        for module in self:
+            if still and isinstance(module, RuleNode):
+                out, still = out.expand(steps, *out.shape[1:]), False
+            out = module(out)
+        return out
+
+
+def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], classes: int | None = None, init: str = "rule") -> nn.Sequential:
+    """The network, in step mode 'm', with the weights from which `rule` learns (`rule.initialize`) or, with init="kaiming",
+    normal ones with standard deviation sqrt(2 / fan_in).
 
     `input_shape` is that of a sample, `(C, H, W)` or `(F,)`: the network takes `rule.encode(x, T)` of `x[N, *input_shape]`.
     With `classes`, a network that does not end in so many neurons is refused. The modules are named by their place in
@@ -70,7 +85,7 @@ def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], cla
     rule, parts, shape = get_rule(rule), parse(text), tuple(input_shape)
     if classes is not None and (parts[-1].kind not in ("dense", "recurrent") or parts[-1].size != classes):
         raise RuleError(f"network {text!r}: the last part is {parts[-1].text!r}, but the data has {classes} classes; end it with '-{classes}'")
-    net = nn.Sequential()
+    net = Layers()
     for place, part in enumerate(parts, 1):
         where = f"network {text!r}: part {place}, {part.text!r},"
         if part.kind in ("dense", "recurrent"):
@@ -89,6 +104,10 @@ def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], cla
     if rule.capabilities.signal == "times":
         convert(net, rule)
     rule.initialize(net)
+    if init == "kaiming":
+        for module in net.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
     return net
 
 

@@ -16,6 +16,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from . import checkpoint
+from .activity import Activity, watch
 from .data import Data
 from .neuron import RuleNode
 from .registry import get_rule
@@ -42,7 +43,12 @@ class Config:
     clip: float | None = None  # largest norm of the whole gradient
     reduction: str = "mean"  # of the loss over the batch: "mean", "sum"
     normalize: bool = False  # samples of mean 0 and standard deviation 1, by the training set's
-    optimizer: str = "adamw"  # without weight decay, or "adam"
+    mean: float | None = None  # for `normalize`, in place of the training set's: both, or none
+    std: float | None = None
+    optimizer: str = "adamw"  # or "adam"
+    weight_decay: float = 0.0
+    clamp: float | None = None  # largest absolute value of a weight, after each step
+    init: str = "rule"  # of the weights: the rule's own, or "kaiming", normal with deviation sqrt(2 / fan_in)
     schedule: str = "constant"  # of the learning rate over epochs: or "sqrt", lr / sqrt(epoch), or "cosine", to zero
     device: str = "cpu"
     network: str = ""  # how the network was written down: kept in the checkpoint, compared on resume
@@ -53,7 +59,10 @@ class Config:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a whole number, at least 1")
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise RuleError(f"training: lr={self.lr!r} should be a number above 0")
-        for name, choices in (("schedule", tuple(SCHEDULES)), ("optimizer", tuple(OPTIMIZERS)), ("reduction", ("mean", "sum"))):
+        if (self.mean is None) != (self.std is None) or self.std == 0:
+            raise RuleError(f"training: mean={self.mean!r}, std={self.std!r}: pass both, std above 0, or none for the training set's")
+        choices_of = {"schedule": tuple(SCHEDULES), "optimizer": tuple(OPTIMIZERS), "reduction": ("mean", "sum"), "init": ("rule", "kaiming")}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
         if self.device not in ("cpu", "cuda"):
@@ -79,6 +88,8 @@ class Epoch:
     firing_mean: float  # the same, over all neurons
     seconds: float  # test included
     step_ms: float  # median time of a training step: encode, forward, backward, optimiser
+    synops: dict[str, float] = field(default_factory=dict)  # of each layer of synapses on the test set: operations a sample
+    counted: dict[str, float] = field(default_factory=dict)  # what the rule counts of itself, in the epoch's last training step
 
 
 @dataclass
@@ -134,8 +145,9 @@ def fit(
 class _Trainer:
     def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config):
         self.net, self.rule, self.data, self.config = net.to(config.device), rule, data, config
-        self.mean, self.std = (float(data.train_x.mean()), float(data.train_x.std())) if config.normalize else (0.0, 1.0)
-        self.optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=0.0)
+        self.mean = float(data.train_x.mean()) if config.mean is None else config.mean
+        self.std = float(data.train_x.std()) if config.std is None else config.std
+        self.optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         torch.manual_seed(config.seed)
 
     def run(self, path: Path | None, history: History, on_step: Any, on_epoch: Any) -> History:
@@ -165,9 +177,12 @@ class _Trainer:
             hits += int((self.rule.predict(out) == y).sum())
             on_step(epoch, step + 1, len(order))
         count = len(self.data.train_y)
-        accuracy, firing, mean = self.test()
+        nodes = [(path, module) for path, module in self.net.named_modules() if isinstance(module, RuleNode)]
+        counted = {f"{path} {name}": getattr(node, name) for path, node in nodes for name in node.rule.diagnostics}
+        accuracy, activity = self.test()
         seconds, step_ms = time.perf_counter() - begun, 1000 * statistics.median(times)
-        return Epoch(total / count, hits / count, accuracy, firing, mean, seconds, step_ms)
+        did = activity.firing, activity.mean, seconds, step_ms, activity.synops
+        return Epoch(total / count, hits / count, accuracy, *did, {name: value for name, value in counted.items() if value is not None})
 
     def step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
         out = self.net(self.rule.encode(x, self.config.T))
@@ -177,23 +192,27 @@ class _Trainer:
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
         self.optimizer.step()
+        if self.config.clamp is not None:
+            with torch.no_grad():
+                for weight in self.net.parameters():
+                    weight.clamp_(-self.config.clamp, self.config.clamp)
         functional.reset_net(self.net)
         return loss.item(), out.detach()
 
     @torch.no_grad()
-    def test(self) -> tuple[float, dict[str, float], float]:
+    def test(self) -> tuple[float, Activity]:
         """Accuracy and firing on the test set; random input codes are drawn anew from the seed, the same ones each time."""
         self.net.eval()
         hits = 0
         devices = range(torch.cuda.device_count()) if self.config.device != "cpu" else ()
-        with torch.random.fork_rng(devices), _firing(self.net, self.rule) as fired:
+        with torch.random.fork_rng(devices), watch(self.net, self.rule) as activity:
             torch.manual_seed(self.config.seed)
             for index in torch.split(torch.arange(len(self.data.test_y)), self.config.batch_size):
                 x, y = self.batch(self.data.test_x[index], self.data.test_y[index])
                 hits += int((self.rule.predict(self.net(self.rule.encode(x, self.config.T))) == y).sum())
                 functional.reset_net(self.net)
-        spikes, places = sum(s for s, _ in fired.values()), sum(n for _, n in fired.values())
-        return hits / len(self.data.test_y), {path: s / n for path, (s, n) in fired.items()}, spikes / max(places, 1)
+        activity.samples = len(self.data.test_y)
+        return hits / len(self.data.test_y), activity
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         scaled = (x - self.mean) / self.std if self.config.normalize else x
@@ -234,26 +253,6 @@ class _Trainer:
         if state["rng"]["cuda"] and self.config.device != "cpu":
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
         return History([Epoch(**epoch) for epoch in state["history"]])
-
-
-@contextmanager
-def _firing(net: nn.Module, rule: LearningRule) -> Iterator[dict[str, tuple[float, int]]]:
-    """Counts, for each layer of neurons, its spikes and the places where there could have been one."""
-    counted: dict[str, tuple[float, int]] = {}
-    window = rule.window if rule.capabilities.signal == "times" else None  # silent: at its end
-
-    def count(path: str, out: Tensor) -> None:
-        spikes, places = counted.get(path, (0.0, 0))
-        fired = out if window is None else (out < window).float()
-        counted[path] = spikes + float(fired.sum()), places + fired.numel()
-
-    nodes = [(path, module) for path, module in net.named_modules() if isinstance(module, RuleNode)]
-    hooks = [node.register_forward_hook(lambda _, __, out, path=path: count(path, out)) for path, node in nodes]
-    try:
-        yield counted
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager

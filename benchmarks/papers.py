@@ -1,0 +1,216 @@
+"""The papers' tables: what `snn-rules train --recipe NAME --seed N` wrote, merged over seeds, and shown in docs/results.md.
+
+    python benchmarks/papers.py collect runs/tssl-fashion-mnist-400-400-seed*
+    python benchmarks/papers.py tables
+
+`collect` takes the folders of the seeds of one recipe and writes benchmarks/results/RULE-DATASET-NETWORK.json; what was
+changed on the command line (`--option warmup=off`) makes a row of its own, named after it. `tables` writes the tables
+between their marks in docs/results.md. Accuracies are in percent. `best` is that of the best epoch by test accuracy, as
+the papers report it; `last` that of the last epoch, which no test sample has chosen.
+"""
+
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from snn_rules import recipes
+from snn_rules.data import SETTINGS
+from snn_rules.experiments import write_json
+from snn_rules.train import Config, configured
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- papers.py: begin -->\n", "<!-- papers.py: end -->\n"
+COLUMNS = "rule | data | network | T | epochs | seeds | paper: mean (best) | best epoch: mean ± std (best) | last epoch: mean ± std"
+COSTS = "s an epoch | peak MB | synaptic operations a sample | firing rates | warm-up"
+
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@app.command()
+def collect(folders: Annotated[list[Path], typer.Argument(help="Of the seeds of one recipe; each holds a history.json.")]) -> None:
+    """Merge the seeds of one recipe into a file of benchmarks/results."""
+    result = merge([json.loads((folder / "history.json").read_text()) for folder in folders])
+    path = RESULTS / (name(result) + ".json")
+    write_json(path, result)
+    typer.echo(f"{result['mean']:.2f} % over seeds {', '.join(map(str, result['seeds']))}; wrote {path}")
+
+
+@app.command()
+def tables() -> None:
+    """Write the tables of docs/results.md from benchmarks/results."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
+
+
+# ---- merging ---------------------------------------------------------------------------------------------------------
+
+
+def merge(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One result of the histories of several seeds."""
+    histories = sorted(histories, key=lambda history: history["config"]["seed"])
+    first = histories[0]
+    for history in histories:
+        done, planned = len(history["epochs"]), history["config"]["epochs"]
+        if done < planned:
+            raise SystemExit(f"papers: {history['command']!r} was stopped after {done} of {planned} epochs; go on with --resume")
+        if same(history) != same(first):
+            raise SystemExit(f"papers: {history['command']!r} and {first['command']!r} differ in more than the seed")
+    seeds = [history["config"]["seed"] for history in histories]
+    if len(set(seeds)) < len(seeds):
+        raise SystemExit(f"papers: the seeds {seeds} are not all different")
+    curves = {str(seed): curve(history["epochs"]) for seed, history in zip(seeds, histories, strict=True)}
+    best, last = ([curve[key] for curve in curves.values()] for key in ("best", "last"))
+    ends = [history["epochs"][-1] for history in histories]
+    seconds = [epoch["seconds"] for history in histories for epoch in history["epochs"]]
+    return {
+        "rule": first["rule"],
+        "dataset": first["dataset"],
+        "network": first["network"].rpartition("-")[0],
+        "recipe": first["recipe"],
+        "changed": changed(first),
+        "command": f"for seed in {' '.join(map(str, seeds))}; do {command(first['command'])} --seed $seed; done",
+        "seeds": seeds,
+        "curves": curves,
+        "mean": rounded(statistics.mean(best)),
+        "std": spread(best),
+        "best": max(best),
+        "last_mean": rounded(statistics.mean(last)),
+        "last_std": spread(last),
+        "epochs": first["config"]["epochs"],
+        "time": {"seconds_per_epoch": rounded(statistics.median(seconds)), "step_ms": mean(end["step_ms"] for end in ends)},
+        "peak_memory_mb": rounded(max(history["peak_memory_mb"] for history in histories)),
+        "threads": first["threads"],
+        "firing_rates": average([end["firing"] for end in ends]),
+        "synops": average([end["synops"] for end in ends]),
+        "counted": average([end["counted"] for end in ends]),
+        "paper": first["paper"],
+        "options": first["options"],
+        "config": {key: value for key, value in first["config"].items() if key != "seed"},
+        "versions": first["versions"],
+    }
+
+
+def same(history: Mapping[str, Any]) -> Any:
+    """What the seeds of a row have in common."""
+    return history["rule"], history["dataset"], history["options"], {**history["config"], "seed": 0}, history["recipe"], history.get("limit_train")
+
+
+def changed(history: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the training departs from its recipe."""
+    recipe = recipes.load(history["recipe"])
+    rule = configured(recipe.rule, recipe.options)
+    config = Config.of(rule, **{**SETTINGS.get(recipe.dataset, {}), **recipe.train}, network=recipe.network)
+    written, done = {**asdict(config), **asdict(rule), "limit_train": None}, {**history["config"], **history["options"]}
+    done["limit_train"] = history.get("limit_train")
+    return {key: value for key, value in done.items() if key != "seed" and written.get(key) != value}
+
+
+def command(typed: str) -> str:
+    """The command without what is of one machine, or of one seed."""
+    words, kept = iter(shlex.split(typed)), []
+    for word in words:
+        if word in ("--seed", "--out"):
+            next(words, None)
+        elif word == "--data-root":
+            next(words, None)
+            kept += [word, "DIR"]
+        elif word != "--resume":
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def curve(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = [rounded(100 * epoch["test_accuracy"]) for epoch in epochs]
+    trained = [rounded(100 * epoch["train_accuracy"]) for epoch in epochs]
+    return {"best": max(found), "best_epoch": found.index(max(found)) + 1, "last": found[-1], "test_accuracy": found, "train_accuracy": trained}
+
+
+def average(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: mean(each[key] for each in found) for key in found[0]}
+
+
+def mean(values: Iterable[float]) -> float:
+    return rounded(statistics.mean(values), 4)
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Standard deviation; none of one seed."""
+    return rounded(statistics.stdev(values), 3) if len(values) > 1 else None
+
+
+def rounded(value: float, digits: int = 2) -> float:
+    return round(float(value), digits)
+
+
+# ---- showing ---------------------------------------------------------------------------------------------------------
+
+
+def name(result: Mapping[str, Any]) -> str:
+    parts = [result["rule"], result["dataset"], result["network"], *(f"{key}-{value}" for key, value in result["changed"].items())]
+    return "-".join(parts)
+
+
+def results() -> list[dict[str, Any]]:
+    """All rows: those of a paper first, the other rules on the same network after it."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    rows = [result for result in found if "curves" in result]
+    return sorted(rows, key=lambda r: (r["dataset"], r["network"], not r["paper"], r["rule"], len(r["changed"]), name(r)))
+
+
+def table() -> str:
+    lines = [head(COLUMNS, 3)]
+    for r in results():
+        ours = f"{r['mean']:.2f}{plus(r['std'])} ({r['best']:.2f})"
+        lines.append(row(label(r), r["dataset"], r["network"], r["config"]["T"], of_paper(r), seeds(r), paper(r), ours, last(r)))
+    lines += ["", head(f"{COLUMNS.split(' | T')[0]} | {COSTS}", 3)]
+    for r in results():
+        firing = ", ".join(f"{rate:.3f}" for rate in r["firing_rates"].values())
+        warm = ", ".join(f"{value:.2f}" for key, value in r["counted"].items() if key.endswith("warmup_fraction"))
+        costs = f"{r['time']['seconds_per_epoch']:.1f}", f"{r['peak_memory_mb']:,.0f}", f"{sum(r['synops'].values()):,.0f}"
+        lines.append(row(label(r), r["dataset"], r["network"], *costs, firing, warm))
+    return "\n".join(lines) + "\n"
+
+
+def label(r: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"`{key}={value}`" for key, value in r["changed"].items())
+    return f"{r['rule']}, {settings}" if settings else str(r["rule"])
+
+
+def paper(r: Mapping[str, Any]) -> str:
+    best = f" ({r['paper']['best']:.2f})" if "best" in r["paper"] else ""
+    return f"{r['paper']['mean']:.2f}{best}" if r["paper"] and not r["changed"] else "-"
+
+
+def of_paper(r: Mapping[str, Any]) -> str:
+    return f"{r['epochs']} of {r['paper']['epochs']}" if "epochs" in r["paper"] else str(r["epochs"])
+
+
+def seeds(r: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, r["seeds"]))
+
+
+def last(r: Mapping[str, Any]) -> str:
+    return f"{r['last_mean']:.2f}{plus(r['last_std'])}"
+
+
+def plus(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.2f}"
+
+
+def head(columns: str, left: int) -> str:
+    return f"| {columns} |\n|{'---|' * left}{'---:|' * (columns.count('|') + 1 - left)}"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,76 @@
+"""What a network does on its test set: firing rates, and the synaptic operations that stand for its energy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .neuron import RuleNode
+from .recurrent import RecurrentNode
+from .rule import LearningRule
+
+
+class Activity:
+    """Counts over everything that passes while `watch` is on."""
+
+    def __init__(self, window: float | None):
+        self.window = window  # of a rule that sends spike times: a neuron at its end was silent
+        self.samples = 0
+        self._spikes: dict[str, float] = defaultdict(float)
+        self._places: dict[str, int] = defaultdict(int)
+        self._operations: dict[str, float] = defaultdict(float)
+
+    @property
+    def firing(self) -> dict[str, float]:
+        """Of each layer of neurons: spikes a neuron and step; for spike times the fraction that fired."""
+        return {path: self._spikes[path] / places for path, places in self._places.items()}
+
+    @property
+    def mean(self) -> float:
+        """The same, over all neurons."""
+        return sum(self._spikes.values()) / max(sum(self._places.values()), 1)
+
+    @property
+    def synops(self) -> dict[str, float]:
+        """Of each layer of synapses: its active inputs times the neurons that each reaches, a sample.
+
+        An input that is the same at each step, such as pixels under the static code, passes once. At a convolution every
+        input counts as far from the edges.
+        """
+        return {path: operations / max(self.samples, 1) for path, operations in self._operations.items()}
+
+    def active(self, x: Tensor) -> float:
+        return float(x.count_nonzero() if self.window is None else (x < self.window).sum())
+
+    def fired(self, path: str, node: RuleNode, out: Tensor) -> None:
+        spikes = float(out.sum()) if self.window is None else self.active(out)
+        self._spikes[path] += spikes
+        self._places[path] += out.numel()
+        if isinstance(node, RecurrentNode):
+            self._operations[path] += spikes * out.shape[-1]
+
+    def arrived(self, path: str, synapse: nn.Linear | nn.Conv2d, x: Tensor) -> None:
+        reach = synapse.weight.numel() / x.shape[-1 if isinstance(synapse, nn.Linear) else -3]
+        if isinstance(synapse, nn.Conv2d):
+            reach /= synapse.stride[0] * synapse.stride[1]
+        self._operations[path] += self.active(x) * reach
+
+
+@contextmanager
+def watch(net: nn.Module, rule: LearningRule) -> Iterator[Activity]:
+    """Count what `net` does; `activity.samples` is for the caller to count."""
+    activity = Activity(rule.window if rule.capabilities.signal == "times" else None)
+    hooks = []
+    for path, module in net.named_modules():
+        if isinstance(module, RuleNode):
+            hooks.append(module.register_forward_hook(lambda node, _, out, path=path: activity.fired(path, node, out)))
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            hooks.append(module.register_forward_pre_hook(lambda synapse, x, path=path: activity.arrived(path, synapse, x[0])))
+    try:
+        yield activity
+    finally:
+        for hook in hooks:
+            hook.remove()

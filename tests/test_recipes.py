@@ -1,0 +1,249 @@
+"""Recipes, what they add to the training, and the papers' tables made of them."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
+from torch import nn
+from typer.testing import CliRunner
+
+from snn_rules import RuleError, get_rule, recipes
+from snn_rules.activity import watch
+from snn_rules.cli import app
+from snn_rules.data import load
+from snn_rules.network import network, parse
+from snn_rules.train import Config, configured, fit
+
+ROOT = Path(__file__).parents[1]
+DIGITS = load("digits").limit(60)
+TINY = """
+rule = "tssl"
+dataset = "digits"
+network = "8-10"
+[train]
+epochs = 2
+T = 4
+lr = 0.02
+batch_size = 5
+clamp = 0.5
+[options]
+tau_m = 4
+[paper]
+mean = 99.5
+best = 99.6
+epochs = 9
+"""
+
+
+@pytest.fixture
+def papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/papers.py, writing elsewhere."""
+    spec = importlib.util.spec_from_file_location("papers", ROOT / "benchmarks" / "papers.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    Path("recipes/tssl").mkdir(parents=True)
+    Path("recipes/tssl/digits-8.toml").write_text(TINY)
+    monkeypatch.setattr(recipes, "FOLDERS", (Path("recipes"),))
+    return module
+
+
+def train(*words: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["train", *words, *([] if code else ["--limit-train", "60"])])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_recipes_of_the_project(name: str) -> None:
+    recipe = recipes.load(name)
+    rule = configured(recipe.rule, recipe.options)
+    config = Config.of(rule, **recipe.train, network=recipe.network)
+    assert name == f"{recipe.rule}/{recipe.dataset}-{recipe.network.rpartition('-')[0]}" and parse(recipe.network)[-1].size == 10
+    assert {"epochs", "batch_size", "lr", "schedule"} <= set(recipe.train) and (not recipe.paper or recipe.paper["source"])
+    network(recipe.network, rule, (1, 28, 28), 10, config.init)
+    text = (ROOT / "benchmarks" / "recipes" / f"{name}.toml").read_text()
+    tables = text.partition("[train]")[2].partition("[paper]")[0]
+    assert "all ours" in tables or all("#" in line or line.startswith("std =") for line in tables.splitlines() if "=" in line)  # where it is from
+
+
+def test_a_recipe_trains_and_options_given_win(papers: ModuleType) -> None:
+    train("--recipe", "tssl/digits-8", "--seed", "3")
+    history = json.loads(Path("runs/tssl-digits-8-seed3/history.json").read_text())
+    assert history["recipe"] == "tssl/digits-8" and history["options"]["tau_m"] == 4 and history["paper"]["mean"] == 99.5
+    assert {key: history["config"][key] for key in ("epochs", "T", "clamp", "seed", "network")} == dict(
+        epochs=2, T=4, clamp=0.5, seed=3, network="8-10"
+    )
+    assert history["peak_memory_mb"] > 10 and 0 <= history["epochs"][-1]["counted"]["neuron1 warmup_fraction"] <= 1
+    text = train("--recipe", "tssl/digits-8", "--seed", "3", "--epochs", "3", "--resume")  # without --out
+    assert text.startswith("tssl on digits: 3/3")
+    train("--recipe", "recipes/tssl/digits-8.toml", "--epochs", "1", "--network", "9-10", "--option", "tau=7", "--lr", "0.1", "--out", "here")
+    history = json.loads(Path("here/history.json").read_text())
+    assert history["options"]["tau_m"] == 7 and history["network"] == "9-10" and history["config"]["lr"] == 0.1 and len(history["epochs"]) == 1
+
+
+REFUSALS = [
+    ('rule = "tssl', r"recipe '.*' cannot be read \(.*\); it should be a TOML file"),
+    ('rule = "tssl"', "recipe '.*': dataset, network should be given"),
+    (TINY + "[trian]\nT = 1", "recipe '.*': 'trian' is unknown; there are rule, dataset, network, train, options, paper"),
+    (TINY.replace("clamp", "clmap"), r"recipe '.*': \[train\] knows no clmap; it takes T, .*clamp"),
+    (TINY.replace('"8-10"', "8"), "recipe '.*': 'network' should be a text"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), REFUSALS)
+def test_recipes_that_are_none(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(text)
+    with pytest.raises(RuleError, match=says) as refusal:
+        recipes.load(str(path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_the_command_refuses(papers: ModuleType) -> None:
+    assert "recipe 'tssl/digits-9' is no file and no name of a recipe; there are tssl/digits-8" in train("--recipe", "tssl/digits-9", code=2)
+    assert "recipe 'tssl/digits-8' is for rule 'tssl', not 'stdbp'" in train("--recipe", "tssl/digits-8", "--rule", "stdbp", code=2)
+    assert "pass --rule, such as --rule tssl (snn-rules list names them), or --recipe" in train(code=2)
+
+
+# ---- what recipes need of the training -------------------------------------------------------------------------------
+
+
+def test_clamp_decay_and_initial_weights() -> None:
+    rule = get_rule("tssl")
+    torch.manual_seed(0)
+    net = network("100-10", rule, DIGITS.shape, init="kaiming")
+    assert net.dense1.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+    assert network("100-10", rule, DIGITS.shape).dense1.weight.abs().max() <= 64**-0.5  # the rule's: PyTorch's own
+    fit(net, rule, DIGITS, Config.of(rule, epochs=1, clamp=0.1))
+    assert net.dense1.weight.abs().max().item() == pytest.approx(0.1) and net.dense2.weight.abs().max() <= 0.1 + 1e-6
+    (net := network("100-10", rule, DIGITS.shape)).dense1.weight.data.fill_(100.0)  # all fire: no gradient but the decay's
+    fit(net, rule, DIGITS, Config.of(rule, epochs=1, lr=1e-3, weight_decay=1.0, batch_size=60))
+    assert net.dense1.weight.mean().item() == pytest.approx(100 * (1 - 1e-3), abs=0.01)
+
+
+def test_samples_are_scaled_by_the_numbers_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, seen = get_rule("tssl"), []
+    monkeypatch.setattr(type(rule), "encode", lambda self, x, T: (seen.append(x), torch.zeros(T, *x.shape))[1])
+    for scale in ({"mean": 0.25, "std": 0.5}, {}):
+        fit(network("8-10", rule, DIGITS.shape), rule, DIGITS, Config.of(rule, epochs=1, batch_size=60, lr=1e-9, **scale))
+    given, own = seen[0], seen[len(seen) // 2]
+    assert (given.min(), given.max()) == (-0.5, 1.5) and own.mean().item() == pytest.approx(0, abs=1e-5) and own.std().item() == pytest.approx(1)
+    with pytest.raises(RuleError, match=r"training: mean=0.1, std=None: pass both"):
+        Config(mean=0.1)
+
+
+@pytest.mark.parametrize("text", ["12-10", "3C3-P2-10", "R12-10"])
+def test_a_static_input_crosses_the_first_layers_once(text: str) -> None:
+    torch.manual_seed(0)
+    net = network(text, "surrogate", (1, 6, 6)).double()
+    for weight in net.parameters():
+        weight.data = weight.abs() * 2  # all fire
+    x = torch.rand(4, 1, 6, 6, dtype=torch.double).expand(5, 4, 1, 6, 6)
+    passed: list[int] = []
+    net[0].register_forward_hook(lambda _, args, out: passed.append(len(out)))
+    out = net(x)
+    (out * torch.arange(5.0).view(5, 1, 1)).sum().backward()
+    gradients = [weight.grad for weight in net.parameters()]
+    net.zero_grad(), [module.reset() for module in net if hasattr(module, "reset")]
+    again = net(x.contiguous())
+    (again * torch.arange(5.0).view(5, 1, 1)).sum().backward()
+    assert passed == [1, 5] and out.sum() > 0 and torch.equal(out, again)
+    for before, weight in zip(gradients, net.parameters(), strict=True):
+        torch.testing.assert_close(before, weight.grad)
+
+
+def test_synaptic_operations() -> None:
+    torch.manual_seed(0)
+    net, spikes = network("R9-7-10", "surrogate", (6,)).eval(), (torch.rand(5, 4, 6) < 0.5).float()
+    with torch.no_grad(), watch(net, get_rule("surrogate")) as activity, DispatchCounterMode([counter := SynOpCounter()]):
+        net(spikes)
+    activity.samples = 4
+    firing, synops = activity.firing, activity.synops
+    assert synops["dense1"] == spikes.sum() * 9 / 4 and synops["dense2"] == pytest.approx(5 * 9 * firing["neuron1"] * 7)
+    assert synops["neuron1"] == pytest.approx(5 * 9 * firing["neuron1"] * 9)  # recurrent
+    assert sum(synops.values()) - synops["neuron1"] == pytest.approx(counter.get_total() / 4)
+    conv = network("4C3-10", "surrogate", (2, 6, 6))
+    with torch.no_grad(), watch(conv, get_rule("surrogate")) as activity:
+        conv(torch.ones(1, 3, 2, 6, 6))
+    activity.samples = 3
+    assert activity.synops["conv1"] == 2 * 6 * 6 * 4 * 9
+
+
+def test_synaptic_operations_of_spike_times() -> None:
+    rule = get_rule("stdbp", mode="event")
+    net = network("7-10", rule, (6,))
+    times = torch.tensor([[[0.1, 0.2, rule.window, rule.window, 0.5, 0.9]]])
+    with torch.no_grad(), watch(net, rule) as activity:
+        net(times)
+    activity.samples = 1
+    assert activity.synops["dense1"] == 4 * 7 and activity.synops["dense2"] == pytest.approx(activity.firing["neuron1"] * 7 * 10)
+    assert isinstance(net.dense1, nn.Linear)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def collected(papers: ModuleType, monkeypatch: pytest.MonkeyPatch, *folders: str) -> Any:
+    monkeypatch.setattr(papers, "RESULTS", Path("results"))
+    return CliRunner().invoke(papers.app, ["collect", *folders])
+
+
+def test_seeds_are_merged_and_shown(papers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in ("0", "1"):
+        train("--recipe", "tssl/digits-8", "--seed", seed, "--data-root", "some where")
+    train("--recipe", "tssl/digits-8", "--option", "warmup=layer", "--epochs", "1", "--out", "layer")
+    assert collected(papers, monkeypatch, "runs/tssl-digits-8-seed1", "runs/tssl-digits-8-seed0").exit_code == 0
+    assert collected(papers, monkeypatch, "layer").exit_code == 0
+    result = json.loads(Path("results/tssl-digits-8-limit_train-60.json").read_text())
+    assert {key: result[key] for key in ("rule", "dataset", "network", "seeds", "epochs")} == dict(
+        rule="tssl", dataset="digits", network="8", seeds=[0, 1], epochs=2
+    )
+    assert result["command"] == ("for seed in 0 1; do snn-rules train --recipe tssl/digits-8 --data-root DIR --limit-train 60 --seed $seed; done")
+    curves = result["curves"]
+    assert all(curve["best"] == max(curve["test_accuracy"]) and curve["last"] == curve["test_accuracy"][1] for curve in curves.values())
+    assert result["mean"] == pytest.approx((curves["0"]["best"] + curves["1"]["best"]) / 2, abs=0.006) and result["best"] <= 100
+    assert result["std"] == pytest.approx(abs(curves["0"]["best"] - curves["1"]["best"]) / 2**0.5, abs=0.001)
+    assert list(result["firing_rates"]) == ["neuron1", "neuron2"] and result["versions"]["torch"] and result["peak_memory_mb"] > 10
+    other = json.loads(Path("results/tssl-digits-8-epochs-1-warmup-layer-limit_train-60.json").read_text())
+    assert other["changed"] == {"epochs": 1, "warmup": "layer", "limit_train": 60} and other["std"] is None
+    lines = papers.table().splitlines()
+    mean = f"{result['mean']:.2f} ± {result['std']:.2f} ({result['best']:.2f})"
+    assert f"| tssl, `limit_train=60` | digits | 8 | 4 | 2 of 9 | 0, 1 | - | {mean} |" in lines[2]  # not the paper's training
+    assert lines[3].startswith("| tssl, `epochs=1`, `warmup=layer`, `limit_train=60` | digits | 8 | 4 | 1 of 9 | 0 | - |") and len(lines) == 9
+    Path("results/whole.json").write_text(json.dumps(result | {"changed": {}}))
+    assert f"| tssl | digits | 8 | 4 | 2 of 9 | 0, 1 | 99.50 (99.60) | {mean} |" in papers.table().splitlines()[2]
+
+
+def test_what_cannot_be_merged(papers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--recipe", "tssl/digits-8", "--epochs", "1")
+    train("--recipe", "tssl/digits-8", "--epochs", "1", "--seed", "1", "--lr", "0.1")
+    assert "differ in more than the seed" in str(collected(papers, monkeypatch, "runs/tssl-digits-8-seed0", "runs/tssl-digits-8-seed1").exception)
+    assert "are not all different" in str(collected(papers, monkeypatch, *["runs/tssl-digits-8-seed0"] * 2).exception)
+    path = Path("runs/tssl-digits-8-seed0/history.json")
+    path.write_text(path.read_text().replace('"epochs": 1,', '"epochs": 5,'))
+    assert "was stopped after 1 of 5 epochs" in str(collected(papers, monkeypatch, "runs/tssl-digits-8-seed0").exception)
+
+
+def test_the_tables_are_those_of_the_results(papers: ModuleType) -> None:
+    shown = (ROOT / "docs" / "results.md").read_text().partition(papers.BEGIN)[2].partition(papers.END)[0]
+    assert shown == papers.table(), "run `python benchmarks/papers.py tables`"
+
+
+def test_results_are_what_their_names_say(papers: ModuleType) -> None:
+    for path in papers.RESULTS.glob("*.json"):
+        result = json.loads(path.read_text())
+        if "curves" in result:
+            assert path.stem == papers.name(result) and list(result["curves"]) == [str(seed) for seed in result["seeds"]]
+            assert all(len(curve["test_accuracy"]) == result["epochs"] for curve in result["curves"].values())
+            assert not re.search(r"/\w+/", result["command"].replace(result["recipe"], "")), "a path of one machine"
