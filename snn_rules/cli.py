@@ -127,6 +127,23 @@ def doctor(
         out.print(shown)
 
 
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, as snn-rules list names it.")],
+    option: Annotated[list[str] | None, typer.Option(help="A parameter of the rule; can be repeated.", metavar="KEY=VALUE")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run this check alone; can be repeated.", metavar="CHECK")] = None,
+    reasons: Annotated[bool, typer.Option("--reasons", help="Name the checks and why each matters, and run none.")] = False,
+) -> None:
+    """Run the conformance kit on a rule: the neuron, its gradients against the rule's reference, its kernels, learning.
+
+    The exit code is 1 if a check fails. Some seconds; a first run compiles kernels and takes a minute.
+    """
+    from . import experiments
+    from .testing import report
+
+    report.show(get_rule(name, **dict(map(experiments.option, option or []))), only or [], reasons)
+
+
 # ---- training --------------------------------------------------------------------------------------------------------
 
 

@@ -113,6 +113,8 @@ class LearningRule:
     capabilities: ClassVar[Capabilities] = Capabilities()
     training: ClassVar[Training] = Training()
     delay = 0  # steps between the input and its effect on the neuron
+    # checks of `snn_rules.testing` that the rule fails by design, and why
+    expected_failed_checks: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

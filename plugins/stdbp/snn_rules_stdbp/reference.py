@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from .rule import STDBP
+
 
 @dataclass
 class Crossing:
@@ -55,11 +59,21 @@ def clock(x: list[float], threshold: float) -> tuple[list[float], Crossing]:
     return spikes, Crossing(float(len(x)), 0.0, [])
 
 
-def clock_gradient(x: list[float], threshold: float, g: list[float]) -> list[float]:
-    """dL/dx from g = dL/ds: a spike that moves by a step exchanges g[t] for g[t+1]; then Eq. 14."""
+def clock_gradient(x: list[float], threshold: float, g: list[float], revive: float = 0.0) -> list[float]:
+    """dL/dx from g = dL/ds: a spike that moves by a step exchanges g[t] for g[t+1]; then Eq. 14.
+
+    With `revive`, a silent neuron crosses one step after the last with slope theta / revive, if it ought to fire earlier.
+    """
     spikes, spike = clock(x, threshold)
     if not spike.slope:
-        return [0.0] * len(x)
+        return [max(-g[-1], 0.0) * revive / threshold * (k - len(x)) for k in range(len(x))]
     t = spikes.index(1.0)
     dl_dt = (g[t + 1] if t + 1 < len(g) else 0.0) - g[t]
     return [dl_dt * (k - spike.time) / spike.slope if k in spike.causal else 0.0 for k in range(len(x))]
+
+
+def spikes_and_gradient(rule: STDBP, x: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """mode="clock": the spikes and dL/dx, `[T, N]`, from g = dL/ds."""
+    trains = [clock(column.tolist(), rule.v_threshold)[0] for column in x.T]
+    columns = zip(x.T.tolist(), g.T.tolist(), strict=True)
+    return np.array(trains).T, np.array([clock_gradient(given, rule.v_threshold, wanted, rule.revive * rule.unit) for given, wanted in columns]).T

@@ -61,6 +61,11 @@ class STDBP(LearningRule):
         return Training(T=1 if self.mode == "event" else 4 * self.unit, lr=1e-3, batch_size=128, options={"revive": 0.0 if self.paper else 1.0})
 
     @property
+    def expected_failed_checks(self) -> dict[str, str]:  # type: ignore[override]
+        """A silent neuron has no spike that could move; `revive` is what is done about it."""
+        return {} if self.revive else {"silent_neurons_learn": "revive=0 is the paper's gradient: a silent neuron has no spike that could move"}
+
+    @property
     def window(self) -> float:
         """The time at which a silent neuron counts as firing."""
         return 100.0 if self.paper else self.t_max

@@ -129,3 +129,19 @@ def gradients(rule: STRSBP, layers: list[Layer], wanted: list[float]) -> list[di
         found.insert(0, {"delta": delta, "e": e, "w": z[:, None] * e, "back": back})
         delta = p_matrix(rule, layer).T @ delta
     return found
+
+
+def spikes_and_gradient(rule: STRSBP, x: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The spikes and dL/dx, `[T, N]`, of neurons with one synapse of weight 1 each, from g = dL/ds.
+
+    A unit of input at t acts on the count by its S-PSP, Eq. 6; dE/do is the mean of g over the neuron's own spikes (Eq. 27).
+    """
+    spikes, dx = np.zeros_like(x), np.zeros_like(x)
+    for i, (arriving, wanted) in enumerate(zip(x.T, g.T, strict=True)):
+        layer: Layer = {"w": [[1.0]], "back": None}
+        (train,) = run(rule, layer, [arriving.tolist()])
+        at = np.array(train) > 0
+        de_do = wanted[at].mean() if at.any() else wanted.mean() * (rule.silent == "expected")
+        z = de_do / rule.v_threshold / omega(rule, layer)[0]
+        spikes[:, i], dx[:, i] = train, [z * spsp(rule, train, [t], rule.delay) for t in range(len(x))]
+    return spikes, dx

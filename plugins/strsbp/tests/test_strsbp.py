@@ -9,8 +9,14 @@ from snn_rules_strsbp import reference, spsp
 from spikingjelly.activation_based import functional, layer, neuron
 
 import snn_rules
+from snn_rules.testing import parametrize_with_checks
 
 SMALL = {"tau_m": 12.0, "tau_s": 4.0, "v_threshold": 1.0}
+
+
+@parametrize_with_checks(["strsbp"])
+def test_kit(rule, check):
+    check(rule)
 
 
 def stack(rule, sizes, recurrent, seed=0, scale=1.0, T=24, batch=1, dtype=torch.float64):
@@ -81,19 +87,6 @@ def test_silent_neurons(silent):
 def test_float32():
     compare({}, tolerance=2e-4, dtype=torch.float32)
     compare({}, tolerance=2e-4, dtype=torch.float32, recurrent=1)
-
-
-def test_a_batch_is_its_samples():
-    rule = snn_rules.get_rule("strsbp", **SMALL)
-    x, net, _ = stack(rule, (7, 6, 4), recurrent=0, batch=3)
-    x.requires_grad_()
-    net(x).square().sum().backward()
-    whole = x.grad.clone()
-    for n in range(3):
-        functional.reset_net(net)
-        one = x.detach()[:, n : n + 1].requires_grad_()
-        net(one).square().sum().backward()
-        torch.testing.assert_close(one.grad[:, 0], whole[:, n], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("gradient", ["adjoint", "paper"])
@@ -223,15 +216,6 @@ def test_spsp_slope_is_the_derivative_of_a_measured_mean():
         pairs.append(np.mean([reference.spsp(rule, train.tolist(), [int(generator.integers(T))], 0) for _ in range(20)]))
     here = mean[list(counts).index(count)]
     assert abs(np.mean(pairs) - here) < 5 * np.std(pairs) / 150**0.5
-
-
-@pytest.mark.parametrize("T", [1, 3, 8])
-def test_short_trains(T):
-    rule = snn_rules.get_rule("strsbp", **SMALL, delay=0)
-    node = snn_rules.RuleNode(rule=rule, step_mode="m")
-    x = torch.full((T, 2, 3), 9.0, requires_grad=True)
-    node(x).sum().backward()
-    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
 
 
 def test_clamped_omega_is_counted():

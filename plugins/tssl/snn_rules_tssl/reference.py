@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp
 
+import numpy as np
+
 from .rule import TSSL
 
 
@@ -77,6 +79,16 @@ def gradient(rule: TSSL, x: list[float], dl_da: list[float], layer_silent: bool 
     if rule.psc == "output":
         return error
     return [sum(eps(rule, t - k) * error[t] for t in range(k, T)) for k in range(T)]
+
+
+def spikes_and_gradient(rule: TSSL, x: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the neuron sends and dL/dx, `[T, N]`, from g = dL/ds[t] = sum_k eps[k] dL/da[t+k]."""
+    later = np.vstack([g[1:], 0 * g[:1]])
+    dl_da = g if rule.psc == "output" else rule.tau_s * (g - (1 - 1 / rule.tau_s) * later)
+    traces = [forward(rule, column.tolist()) for column in x.T]
+    silent = not any(sum(trace.s) for trace in traces)
+    sent = np.array([trace.a if rule.psc == "output" else trace.s for trace in traces])
+    return sent.T, np.array([gradient(rule, column.tolist(), wanted.tolist(), silent) for column, wanted in zip(x.T, dl_da.T, strict=True)]).T
 
 
 def _bounded(rule: TSSL, du: float) -> float:

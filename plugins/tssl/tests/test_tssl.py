@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 from snn_rules_tssl import reference
-from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based import neuron
 
 import snn_rules
 from snn_rules.coding import psc
+from snn_rules.testing import parametrize_with_checks
 
 OPTIONS = {
     "reset": ["zero", "subtract"],
@@ -19,6 +20,11 @@ OPTIONS = {
 CASES = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())]
 CASES += [{"intra": False}, {"leak": False}, {"intra": False, "leak": False}, {"bound": 0.7}, {"fire": ">"}, {"tau_m": 1.0, "tau_s": 1.0}]
 TIGHT = {torch.float64: 1e-10, torch.float32: 2e-4}
+
+
+@parametrize_with_checks(["tssl"])
+def test_kit(rule, check):
+    check(rule)
 
 
 def against_reference(options, T, drive, dtype=torch.float64, neurons=6):
@@ -126,19 +132,3 @@ def test_loss_is_eq_7_by_hand():
     want = 0.5 * (sum(a * a for a in wrong) + sum(a * a for a in missed))
     assert float(rule.loss(out, target)) == pytest.approx(want, rel=1e-12)
     assert rule.predict(out).tolist() == [0]
-
-
-def test_learns_a_toy_task():
-    torch.manual_seed(3)
-    rule = snn_rules.get_rule("tssl")
-    net = torch.nn.Sequential(layer.Linear(20, 40, bias=False), neuron.LIFNode(), layer.Linear(40, 2, bias=False), neuron.LIFNode())
-    functional.set_step_mode(snn_rules.convert(net, "tssl", tau_m=5.0, tau_s=3.0, decay_input=False), "m")
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    x = torch.randn(64, 20)
-    y = (x[:, :10].sum(1) > x[:, 10:].sum(1)).long()
-    for _ in range(40):
-        optimizer.zero_grad()
-        rule.loss(net(rule.encode(x, 5)), y).backward()
-        optimizer.step()
-        functional.reset_net(net)
-    assert (rule.predict(net(rule.encode(x, 5))) == y).float().mean() > 0.9
