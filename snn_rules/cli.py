@@ -176,6 +176,7 @@ def train(
         bool,
         typer.Option("--resume", help="Go on from the checkpoint in --out (or of the recipe and seed), to the bit as if there had been no break."),
     ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves to DIR/tensorboard, for `tensorboard --logdir DIR`.")] = False,
 ) -> None:
     """Train a network by one rule. The rule's own settings are the defaults: 'trains with' in snn-rules info RULE."""
     from . import experiments, recipes
@@ -193,7 +194,7 @@ def train(
             raise RuleError(f"train: recipe {recipe!r} is for rule {written.rule!r}, not {rule!r}; leave --rule out, or the recipe")
         rule = written.rule
     task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings, written)
-    experiments.train(task, str(rule), option or [], seed, folder, resume)
+    experiments.train(task, str(rule), option or [], seed, folder, resume, tensorboard)
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, data, plot
+from .board import Board
 from .console import err, out, progress, table
 from .network import network
 from .recipes import Recipe
@@ -60,7 +60,7 @@ class Task:
         return {**about, "limit_train": self.limit_train, **more}
 
 
-def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path | None, resume: bool) -> None:
+def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path | None, resume: bool, tensorboard: bool = False) -> None:
     """One rule, with a checkpoint and history.json after each epoch."""
     if resume and folder is None and task.recipe is None:
         raise RuleError("train: --resume needs --out with the folder of the training to go on with")
@@ -69,13 +69,20 @@ def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path
     samples, config, where = task.data(), task.config(rule, seed), task.folder(folder, name, seed)
     about = {**task.about(rule), "rule": name, "options": asdict(rule), "cite": rule.cite, "config": asdict(config)}
 
+    board = Board(where / "tensorboard") if tensorboard else None
+
+    def told(history: History) -> None:
+        put(history)
+        if board:
+            board.epoch(len(history.epochs), history.last)
+
     def put(history: History) -> None:
         best = {"best_epoch": history.best + 1, "best_test_accuracy": history.epochs[history.best].test_accuracy}
-        used = {"threads": torch.get_num_threads(), "peak_memory_mb": peak_memory()}
+        used = {"threads": torch.get_num_threads(), "peak_memory_mb": max((epoch.peak_mb for epoch in history.epochs), default=0.0)}
         write_json(where / "history.json", {**about, **best, **used, **asdict(history)})
 
     try:
-        history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, put)
+        history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, told)
     except KeyboardInterrupt:
         err.print(f"snn-rules: stopped; --out {shlex.quote(str(where))} --resume goes on after the last whole epoch", style="yellow", soft_wrap=True)
         raise
@@ -94,7 +101,7 @@ def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Pat
         network(task.network, rule, samples.shape, samples.classes)
     runs = {key: _fit(chosen[key[0]], samples, config, f"{key[0]}, seed {key[1]}") for key, config in configs.items()}
 
-    shown = table("rule", "T", "test accuracy", "best", "firing", "ms a step", right=1)
+    shown = table("rule", "T", "test accuracy", "best", "firing", "synops", "ms a step", "peak MB", right=1)
     results: dict[str, Any] = {}
     for label, rule in chosen.items():
         histories, config = [runs[label, seed] for seed in seeds], configs[label, seeds[0]]
@@ -105,15 +112,19 @@ def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Pat
             "best_test_accuracy_mean": statistics.mean(history.epochs[history.best].test_accuracy for history in histories),
             "firing_mean": statistics.mean(history.last.firing_mean for history in histories),
             "step_ms": statistics.mean(history.last.step_ms for history in histories),
+            "synops": statistics.mean(sum(history.last.synops.values()) for history in histories),
+            "peak_mb": max(epoch.peak_mb for history in histories for epoch in history.epochs),
         }
-        mean, std, best, firing, step_ms = summary.values()
-        shown.add_row(label, str(config.T), f"{mean:.2%} ± {100 * std:.2f}", f"{best:.2%}", f"{firing:.4f}", f"{step_ms:.1f}")
+        mean, std, best, firing, step_ms, synops, peak = summary.values()
+        measured = f"{best:.2%}", f"{firing:.4f}", f"{synops:,.0f}", f"{step_ms:.1f}", f"{peak:,.0f}"
+        shown.add_row(label, str(config.T), f"{mean:.2%} ± {100 * std:.2f}", *measured)
         epochs = {str(seed): asdict(history)["epochs"] for seed, history in zip(seeds, histories, strict=True)}
         results[label] = {"options": asdict(rule), "cite": rule.cite, "config": asdict(config), **summary, "seeds": epochs}
     over = f"mean ± standard deviation of seeds {', '.join(map(str, seeds))}"
     out.print(f"{task.network} on {task.dataset} after the last epoch, {over}", style="bold", soft_wrap=True)
     out.print(shown)
-    out.print("firing: spikes a neuron and step; for spike times the fraction of neurons that fired", style="dim", soft_wrap=True)
+    meaning = "firing: spikes a neuron and step; for spike times the fraction of neurons that fired. synops: synaptic operations a sample"
+    out.print(f"{meaning}. peak MB: of the whole process, data included, or of CUDA's tensors", style="dim", soft_wrap=True)
     write_json(where / "compare.json", {**task.about(*chosen.values()), "seeds": list(seeds), "rules": results})
     curves = {label: [[epoch.test_accuracy for epoch in runs[label, seed].epochs] for seed in seeds] for label in chosen}
     plot.accuracy(where / "compare.png", curves, f"{task.network} on {task.dataset}")
@@ -140,11 +151,6 @@ def versions(*chosen: LearningRule) -> dict[str, str]:
     known = rules()
     owners = {known[rule.name].distribution: known[rule.name].version for rule in chosen if rule.name in known}
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "spikingjelly", "snn-rules")}, **owners}
-
-
-def peak_memory() -> float:
-    """The most main memory that this process has held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if platform.system() == "Darwin" else 1e3)  # bytes there, kB elsewhere
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .activity import Activity, watch
 from .data import Data
+from .memory import peak_memory, reset_peak
 from .neuron import RuleNode
 from .registry import get_rule
 from .rule import LearningRule, RuleError
@@ -89,6 +90,7 @@ class Epoch:
     seconds: float  # test included
     step_ms: float  # median time of a training step: encode, forward, backward, optimiser
     synops: dict[str, float] = field(default_factory=dict)  # of each layer of synapses on the test set: operations a sample
+    peak_mb: float = 0.0  # memory held at most: of the process, or of CUDA's tensors
     counted: dict[str, float] = field(default_factory=dict)  # what the rule counts of itself, in the epoch's last training step
 
 
@@ -161,6 +163,7 @@ class _Trainer:
 
     def epoch(self, epoch: int, on_step: Callable[[int, int, int], None]) -> Epoch:
         begun, times, config = time.perf_counter(), [], self.config
+        reset_peak()
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * SCHEDULES[config.schedule](epoch, config.epochs)
         order = torch.split(torch.randperm(len(self.data.train_y)), config.batch_size)
@@ -181,7 +184,7 @@ class _Trainer:
         counted = {f"{path} {name}": getattr(node, name) for path, node in nodes for name in node.rule.diagnostics}
         accuracy, activity = self.test()
         seconds, step_ms = time.perf_counter() - begun, 1000 * statistics.median(times)
-        did = activity.firing, activity.mean, seconds, step_ms, activity.synops
+        did = activity.firing, activity.mean, seconds, step_ms, activity.synops, peak_memory(config.device)
         return Epoch(total / count, hits / count, accuracy, *did, {name: value for name, value in counted.items() if value is not None})
 
     def step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from snn_rules import RuleError, get_rule, recipes
 from snn_rules.activity import watch
 from snn_rules.cli import app
 from snn_rules.data import load
+from snn_rules.memory import peak_memory, reset_peak
 from snn_rules.network import network, parse
 from snn_rules.train import Config, configured, fit
 
@@ -90,6 +92,31 @@ def test_a_recipe_trains_and_options_given_win(papers: ModuleType) -> None:
     train("--recipe", "recipes/tssl/digits-8.toml", "--epochs", "1", "--network", "9-10", "--option", "tau=7", "--lr", "0.1", "--out", "here")
     history = json.loads(Path("here/history.json").read_text())
     assert history["options"]["tau_m"] == 7 and history["network"] == "9-10" and history["config"]["lr"] == 0.1 and len(history["epochs"]) == 1
+
+
+def test_curves_for_tensorboard(papers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("--recipe", "tssl/digits-8", "--tensorboard", "--out", "here")
+    train("--recipe", "tssl/digits-8", "--tensorboard", "--out", "here", "--epochs", "3", "--resume")
+    epochs = json.loads(Path("here/history.json").read_text())["epochs"]
+    (curves := EventAccumulator("here/tensorboard")).Reload()
+    assert {"loss", "accuracy/train", "accuracy/test", "firing/neuron1", "neuron2/warmup_fraction"} <= set(curves.Tags()["scalars"])
+    found = {scalar.step: scalar.value for scalar in curves.Scalars("accuracy/test")}
+    assert found == pytest.approx({number: epoch["test_accuracy"] for number, epoch in enumerate(epochs, 1)})
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = train("--recipe", "tssl/digits-8", "--tensorboard", "--out", "there", code=2)
+    assert "--tensorboard needs the package tensorboard; pip install 'snn-rules[tensorboard]'" in line and not Path("there").exists()
+
+
+def test_peak_memory() -> None:
+    reset_peak()
+    before = peak_memory()
+    held = torch.ones(50_000_000 // 4)
+    assert 30 < peak_memory() - before < 200
+    del held
+    reset_peak()
+    assert peak_memory() < before + 30
 
 
 REFUSALS = [

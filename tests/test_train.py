@@ -40,7 +40,7 @@ def train(name: str = "tssl", data: Data = FEW, text: str = "12-10", folder: Pat
 
 def curve(history: History) -> list[dict[str, Any]]:
     """What does not depend on the clock."""
-    return [{k: v for k, v in asdict(epoch).items() if k not in ("seconds", "step_ms")} for epoch in history.epochs]
+    return [{k: v for k, v in asdict(epoch).items() if k not in ("seconds", "step_ms", "peak_mb")} for epoch in history.epochs]
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
