@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 # SNN_RULES_RELEASE=1 lets the core name its rules, which the same command then takes, editable, from plugins/
 INSTALL := SNN_RULES_RELEASE=1 $(BIN)/python -m pip install --disable-pip-version-check --quiet
 RULES   := $(sort $(wildcard plugins/*))
+PARTS   := README.md $(wildcard docs/*.md docs/rules/*.md)  # cog writes parts of some
 RECIPES := pyproject.toml .ci/hatch_metadata.py $(RULES:=/pyproject.toml)
 
-.PHONY: demo test lint build clean
+.PHONY: demo test lint docs build clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -19,13 +20,18 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/cog --check -I .ci $(PARTS)  # stale: make docs brings them up to date
+
+docs: $(VENV)/.dev
+	$(BIN)/cog -r -I .ci $(PARTS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet  # strict; into site/
 
 build: $(VENV)/.dev
 	rm -rf dist
 	for folder in . $(RULES); do SNN_RULES_RELEASE=1 $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit 1; done
 
 clean:
-	rm -rf $(VENV) dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

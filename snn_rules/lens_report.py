@@ -144,7 +144,7 @@ def _worth(seen: Lens, r: int) -> list[Table | Text]:
         values, hits = seen.loss[r, d, 1:].tolist(), seen.accuracy[r, d, 1:].tolist()
         cells = [Text(f"{v:.4g} {h:4.0%}", "bold green" if v == lowest < start else "") for v, h in zip(values, hits, strict=True)]
         shown.add_row(direction, *cells)
-    return [Text(f"{here}; after a step of so many norms of the weights:", "bold"), shown]
+    return [Text(f"{here}; after a step, in norms of the weights:", "bold"), shown]
 
 
 def plain(seen: Lens) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from snn_rules.cli import app
 from snn_rules.registry import Registry
 
+pytestmark = pytest.mark.filterwarnings("ignore:'tau' has no meaning")
 ROOT = Path(__file__).parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 COMMANDS = sorted({line.partition("#")[0].strip() for text in PAGES.values() for line in re.findall(r"^    (snn-rules .*)$", text, re.MULTILINE)})
 SMALL = ["--dataset", "digits", "--network", "6-10", "--limit-train", "20", "--batch-size", "20", "--epochs", "1", "--T", "4"]  # the last one wins
 LENS = ["--dataset", "digits", "--network", "6-10", "--samples", "20", "--T", "4"]
