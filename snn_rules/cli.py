@@ -144,6 +144,23 @@ def check(
     report.show(get_rule(name, **dict(map(experiments.option, option or []))), only or [], reasons)
 
 
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new rule: lower-case letters, digits, underscores.")],
+    author: Annotated[str, typer.Option(help="Whose name the licence bears.")] = "the authors",
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder to write into. Default: snn-rules-NAME, here.", metavar="DIR")] = None,
+) -> None:
+    """Write a distribution with a rule of your own: the rule, its reference, tests, licence and CI; it passes its checks as it is."""
+    from .scaffold import new as write
+
+    made = write(name, author, folder)
+    out.print(
+        f"wrote {made}: now write your rule in {made / f'snn_rules_{name}' / 'rule.py'}, and the same as loops in reference.py beside it",
+        soft_wrap=True,
+    )
+    out.print(f"  pip install -e {made if made.is_absolute() else './' + str(made)}\n  snn-rules check {name}", soft_wrap=True)
+
+
 # ---- training --------------------------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 
 import snn_rules
 from snn_rules.hookspecs import LearningRuleSpec
-from snn_rules.ops import spike
-from snn_rules.registry import Registry
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("snn_rules", "plugins", "tests", "examples", "benchmarks", ".ci")
@@ -67,7 +64,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 def test_every_hook_is_documented(hook: str) -> None:
     assert inspect.getdoc(getattr(LearningRuleSpec, hook))
     assert inspect.signature(getattr(LearningRuleSpec, hook)).return_annotation is not inspect.Signature.empty
-    assert f"def {hook}" in read("CONTRIBUTING.md")
+    assert f"def {hook}" in read("docs/write-a-rule.md")
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------
@@ -90,23 +87,12 @@ def test_the_papers_of_the_bundled_rules_are_cited() -> None:
         assert title.lower() in re.sub(r"\s+", " ", (plugin / "README.md").read_text().lower())
 
 
-def test_the_rule_in_the_contributing_guide_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", read("CONTRIBUTING.md"), re.DOTALL)
-    space: dict[str, object] = {"__name__": "example"}
-    exec(compile(example, "CONTRIBUTING.md", "exec"), space)
-    monkeypatch.setattr("snn_rules.registry._registry", registry := Registry())
-    cls = registry.register(space["learning_rule"]())  # type: ignore[operator]
-
-    x = torch.rand(6, 2, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    spikes = snn_rules.RuleNode(cls.name, tau_m=3, step_mode="m")(x)
-    v, expected = torch.zeros(2, 5), []
-    for x_t in x.unbind(0):  # the same by autograd, with the reset detached
-        u = (1 - 1 / 3) * v + x_t
-        expected.append(spike(u - 1, ((u - 1).abs() <= 0.5).float()))
-        v = u * (1 - expected[-1].detach())
-    assert 0 < spikes.sum() < spikes.numel()
-    assert torch.equal(spikes, torch.stack(expected))
-    torch.testing.assert_close(*(torch.autograd.grad((out * out.detach().cumsum(0)).sum(), x)[0] for out in (spikes, torch.stack(expected))))
+def test_the_lines_of_each_rule_are_few_and_counted_in_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    count = importlib.import_module("rule_lines")
+    found = {name: count.lines(ROOT / folder) for name, folder in count.RULES.items() if (ROOT / folder).exists()}
+    assert len(found) >= 3 and all(10 < lines < 80 for lines in found.values()), found
+    assert f"<!-- lines -->\n{count.table()}\n<!-- /lines -->" in read("docs/write-a-rule.md"), "python .ci/rule_lines.py prints it"
 
 
 def test_what_the_core_imports_is_what_it_depends_on() -> None:

@@ -31,7 +31,7 @@ def test_the_code_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_have_commands() -> None:
-    assert {command.split()[1] for command in COMMANDS} == {"list", "info", "train", "compare", "lens", "doctor", "check"}
+    assert {command.split()[1] for command in COMMANDS} == {"list", "info", "train", "compare", "lens", "doctor", "check", "new"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
