@@ -1,4 +1,4 @@
-"""Counts the lines of a rule's mathematics: `python .ci/rule_lines.py` prints the table of docs/write-a-rule.md.
+"""Counts the lines of a rule's mathematics; cog writes the table into docs/write-a-rule.md, `python .ci/rule_lines.py` prints it.
 
 Counted is all of the class but its parameters, its texts and what it does in a network, and with it the functions of its own
 package that it calls; without docstrings, comments and empty lines.
@@ -45,6 +45,13 @@ def table() -> str:
     """As it stands in the documentation."""
     rows = [f"| `{name}` | {lines(ROOT / folder)} |" for name, folder in RULES.items() if (ROOT / folder / "rule.py").exists()]
     return "\n".join(["| rule | lines of mathematics |", "|---|---:|", *rows])
+
+
+def write() -> None:
+    """For cog."""
+    import cog
+
+    cog.outl(table())
 
 
 if __name__ == "__main__":

@@ -87,12 +87,11 @@ def test_the_papers_of_the_bundled_rules_are_cited() -> None:
         assert title.lower() in re.sub(r"\s+", " ", (plugin / "README.md").read_text().lower())
 
 
-def test_the_lines_of_each_rule_are_few_and_counted_in_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mathematics_of_each_rule_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / ".ci")
     count = importlib.import_module("rule_lines")
     found = {name: count.lines(ROOT / folder) for name, folder in count.RULES.items() if (ROOT / folder).exists()}
     assert len(found) >= 3 and all(10 < lines < 80 for lines in found.values()), found
-    assert f"<!-- lines -->\n{count.table()}\n<!-- /lines -->" in read("docs/write-a-rule.md"), "python .ci/rule_lines.py prints it"
 
 
 def test_what_the_core_imports_is_what_it_depends_on() -> None:
