@@ -1,4 +1,4 @@
-"""Small image data sets, read from where they lie; nothing is downloaded unless that is asked for."""
+"""Data sets, read from where they lie: small images here, spike trains in events.py. Nothing is downloaded unless that is asked for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rule import RuleError
+from .rule import LearningRule, RuleError
 
-DATASETS = ("digits", "mnist", "fashion-mnist")
+IMAGES = ("digits", "mnist", "fashion-mnist")
+DATASETS = (*IMAGES, "nmnist", "shd", "dvs-gesture", "spoken-digits")  # and spoken-digits-SPEAKER
 FOLDERS = {  # beneath the data root: torchvision's, a plain one, the root itself; and that of Debian's package
     "mnist": (("MNIST/raw", "mnist", "."), ()),
     "fashion-mnist": (("FashionMNIST/raw", "fashion-mnist", "."), ("/usr/share/datasets/fashion-mnist",)),
@@ -29,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "lr": 3e-3, 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples `[N, C, H, W]` with values in [0, 1], class indices `[N]`."""
+    """Samples `[N, C, H, W]` with values in [0, 1], class indices `[N]`; or, `temporal`, spike trains `[N, S, *]` over S steps."""
 
     name: str
     train_x: Tensor
@@ -37,11 +38,21 @@ class Data:
     test_x: Tensor
     test_y: Tensor
     classes: int
+    temporal: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of a sample, (C, H, W)."""
-        return tuple(self.train_x.shape[1:])
+        """The shape of a sample at one step: (C, H, W), or (F,)."""
+        return tuple(self.train_x.shape[2 if self.temporal else 1 :])
+
+    def encode(self, rule: LearningRule, x: Tensor, T: int) -> Tensor:
+        """`[T, N, *]`: samples in the rule's own code; of spike trains the first T steps, silent after their end."""
+        if not self.temporal:
+            return rule.encode(x, T)
+        if rule.capabilities.signal == "times":
+            raise RuleError(f"data set {self.name!r} holds spike trains, but {rule.name!r} sends one spike time; choose images, or mode='clock'")
+        frames = x[:, :T].transpose(0, 1).float()
+        return torch.cat([frames, frames.new_zeros(T - len(frames), *frames.shape[1:])])
 
     def limit(self, train: int | None) -> Data:
         """The first `train` samples for training, all for the test."""
@@ -55,10 +66,15 @@ def load(name: str, root: str | Path = "data", download: bool = False) -> Data:
 
     "digits" (8 x 8, 1,437 for training and 360 for the test) comes with scikit-learn and needs no file. "mnist" and
     "fashion-mnist" (28 x 28, 60,000 and 10,000) are idx files, gzipped or not, in torchvision's folders under `root`,
-    in `root/NAME`, or in `root`. With `download`, torchvision fetches what is not there.
+    in `root/NAME`, or in `root`. With `download`, torchvision fetches what is not there. The others are spike trains: see
+    `events`.
     """
-    if name not in DATASETS:
+    if name not in DATASETS and not name.startswith("spoken-digits-"):
         raise RuleError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+    if name not in IMAGES:
+        from . import events
+
+        return events.load(name, Path(root), download)
     return _digits() if name == "digits" else _idx(name, Path(root), download)
 
 

@@ -167,7 +167,7 @@ def _fit(
     each: Callable[[History], None] | None = None,
 ) -> History:
     torch.manual_seed(config.seed)
-    net = network(config.network, rule, samples.shape, samples.classes, config.init)
+    net = network(config.network, rule, samples.shape, samples.classes, config.init, config.pool_gain)
     with progress() as bar:
         steps = -(-len(samples.train_y) // config.batch_size)
         task = bar.add_task(title, total=config.epochs * steps)

@@ -40,6 +40,8 @@ def look(
     if epochs < 0:
         raise RuleError(f"lens: --epochs {epochs} should be 0 (the first weights) or more")
     net = stage(task.network, named[0], whole, seed)
+    if whole.temporal:
+        raise RuleError(f"lens: data set {whole.name!r} holds spike trains; choose images, such as digits")
     samples = min(samples, len(whole.train_y))
     with progress() as bar:
         for name, options in named:  # refuse before the training, not after it

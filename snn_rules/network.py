@@ -74,9 +74,27 @@ class Layers(nn.Sequential):
         return out
 
 
-def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], classes: int | None = None, init: str = "rule") -> nn.Sequential:
+class SumPool2d(layer.AvgPool2d):  # type: ignore[misc]
+    """The sum over the window, times `gain`."""
+
+    def __init__(self, size: int, gain: float):
+        super().__init__(size)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.gain * self.kernel_size**2)  # type: ignore[no-any-return]
+
+
+def network(
+    text: str,
+    rule: str | LearningRule,
+    input_shape: Sequence[int],
+    classes: int | None = None,
+    init: str = "rule",
+    pool_gain: float | None = None,
+) -> nn.Sequential:
     """The network, in step mode 'm', with the weights from which `rule` learns (`rule.initialize`) or, with init="kaiming",
-    normal ones with standard deviation sqrt(2 / fan_in).
+    normal ones with standard deviation sqrt(2 / fan_in). With `pool_gain`, mean pooling is the sum of the window times that.
 
     `input_shape` is that of a sample, `(C, H, W)` or `(F,)`: the network takes `rule.encode(x, T)` of `x[N, *input_shape]`.
     With `classes`, a network that does not end in so many neurons is refused. The modules are named by their place in
@@ -96,7 +114,7 @@ def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], cla
             shape = (part.size,)
         else:
             made = _maps(part, shape, where)
-            net.add_module(f"{part.kind}{place}", _over_maps(part, rule, shape[0]))
+            net.add_module(f"{part.kind}{place}", _over_maps(part, rule, shape[0], pool_gain))
             shape = made
         if part.kind != "pool":
             net.add_module(f"neuron{place}", _neuron(part, rule, where, f"neuron{place}"))
@@ -111,9 +129,11 @@ def network(text: str, rule: str | LearningRule, input_shape: Sequence[int], cla
     return net
 
 
-def _over_maps(part: Part, rule: LearningRule, channels: int) -> nn.Module:
+def _over_maps(part: Part, rule: LearningRule, channels: int, pool_gain: float | None) -> nn.Module:
     made: nn.Module
-    if part.kind == "pool":
+    if part.kind == "pool" and pool_gain is not None and rule.capabilities.pooling != "max":
+        made = SumPool2d(part.size, pool_gain)
+    elif part.kind == "pool":
         made = (layer.MaxPool2d if rule.capabilities.pooling == "max" else layer.AvgPool2d)(part.size)
     else:
         made = layer.Conv2d(channels, part.size, part.kernel, padding=part.padding, bias=False)

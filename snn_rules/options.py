@@ -11,10 +11,14 @@ NetworkOption = Annotated[
         help="Layers after the input, joined by '-': 400 dense, R400 recurrent, 15C5 convolution, 12C5p1 padded, P2 pooling. Ends in the classes."
     ),
 ]
-DatasetOption = Annotated[str, typer.Option(help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28).")]
-RootOption = Annotated[Path, typer.Option(help="Folder of the data files, in torchvision's layout or as plain idx files, gzipped or not.")]
+DatasetOption = Annotated[
+    str, typer.Option(help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28); spike trains: nmnist, shd, dvs-gesture, spoken-digits.")
+]
+RootOption = Annotated[
+    Path, typer.Option(help="Folder of the data files, in torchvision's layout or as plain idx files, gzipped or not; in tonic's for recordings.")
+]
 DownloadOption = Annotated[
-    bool, typer.Option("--download", help="Let torchvision fetch what is missing into the data root; otherwise nothing is downloaded.")
+    bool, typer.Option("--download", help="Let torchvision or tonic fetch what is missing into the data root; otherwise nothing is downloaded.")
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Walks over the training set. Default: 10, and 20 for digits.")]
 StepsOption = Annotated[int | None, typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the rule's own.")]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .activity import Activity, watch
+from .coding import count_loss
 from .data import Data
 from .memory import peak_memory, reset_peak
 from .neuron import RuleNode
@@ -43,12 +44,16 @@ class Config:
     seed: int = 0
     clip: float | None = None  # largest norm of the whole gradient
     reduction: str = "mean"  # of the loss over the batch: "mean", "sum"
+    loss: str = "rule"  # the rule's own, or "count": half the squared error of the spike counts against the next two
+    desired: float = 0.0  # spikes of the class
+    undesired: float = 0.0  # of the others
     normalize: bool = False  # samples of mean 0 and standard deviation 1, by the training set's
     mean: float | None = None  # for `normalize`, in place of the training set's: both, or none
     std: float | None = None
     optimizer: str = "adamw"  # or "adam"
     weight_decay: float = 0.0
     clamp: float | None = None  # largest absolute value of a weight, after each step
+    pool_gain: float | None = None  # pooling layers give the sum of their window times this, not its mean
     init: str = "rule"  # of the weights: the rule's own, or "kaiming", normal with deviation sqrt(2 / fan_in)
     schedule: str = "constant"  # of the learning rate over epochs: or "sqrt", lr / sqrt(epoch), or "cosine", to zero
     device: str = "cpu"
@@ -62,7 +67,15 @@ class Config:
             raise RuleError(f"training: lr={self.lr!r} should be a number above 0")
         if (self.mean is None) != (self.std is None) or self.std == 0:
             raise RuleError(f"training: mean={self.mean!r}, std={self.std!r}: pass both, std above 0, or none for the training set's")
-        choices_of = {"schedule": tuple(SCHEDULES), "optimizer": tuple(OPTIMIZERS), "reduction": ("mean", "sum"), "init": ("rule", "kaiming")}
+        choices_of = {
+            "schedule": tuple(SCHEDULES),
+            "optimizer": tuple(OPTIMIZERS),
+            "reduction": ("mean", "sum"),
+            "loss": ("rule", "count"),
+            "init": ("rule", "kaiming"),
+        }
+        if self.loss == "count" and not self.desired > self.undesired >= 0:
+            raise RuleError(f"training: loss='count' with desired={self.desired!r}, undesired={self.undesired!r}: the first should be larger")
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
@@ -147,8 +160,9 @@ def fit(
 class _Trainer:
     def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config):
         self.net, self.rule, self.data, self.config = net.to(config.device), rule, data, config
-        self.mean = float(data.train_x.mean()) if config.mean is None else config.mean
-        self.std = float(data.train_x.std()) if config.std is None else config.std
+        self.scaled = config.normalize and not data.temporal
+        self.mean = float(data.train_x.mean()) if config.mean is None and self.scaled else config.mean or 0.0
+        self.std = float(data.train_x.std()) if config.std is None and self.scaled else config.std or 1.0
         self.optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         torch.manual_seed(config.seed)
 
@@ -188,8 +202,12 @@ class _Trainer:
         return Epoch(total / count, hits / count, accuracy, *did, {name: value for name, value in counted.items() if value is not None})
 
     def step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
-        out = self.net(self.rule.encode(x, self.config.T))
-        loss = self.rule.loss(out, y, reduction=self.config.reduction)
+        out = self.net(self.data.encode(self.rule, x, self.config.T))
+        config = self.config
+        if config.loss == "count":
+            loss = count_loss(out, y, config.desired, config.undesired, reduction=config.reduction)
+        else:
+            loss = self.rule.loss(out, y, reduction=config.reduction)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         if self.config.clip is not None:
@@ -212,13 +230,13 @@ class _Trainer:
             torch.manual_seed(self.config.seed)
             for index in torch.split(torch.arange(len(self.data.test_y)), self.config.batch_size):
                 x, y = self.batch(self.data.test_x[index], self.data.test_y[index])
-                hits += int((self.rule.predict(self.net(self.rule.encode(x, self.config.T))) == y).sum())
+                hits += int((self.rule.predict(self.net(self.data.encode(self.rule, x, self.config.T))) == y).sum())
                 functional.reset_net(self.net)
         activity.samples = len(self.data.test_y)
         return hits / len(self.data.test_y), activity
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = (x - self.mean) / self.std if self.config.normalize else x
+        scaled = (x - self.mean) / self.std if self.scaled else x
         return scaled.to(self.config.device), y.to(self.config.device)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_the_recipes_of_the_project(name: str) -> None:
     config = Config.of(rule, **recipe.train, network=recipe.network)
     assert name == f"{recipe.rule}/{recipe.dataset}-{recipe.network.rpartition('-')[0]}" and parse(recipe.network)[-1].size == 10
     assert {"epochs", "batch_size", "lr", "schedule"} <= set(recipe.train) and (not recipe.paper or recipe.paper["source"])
-    network(recipe.network, rule, (1, 28, 28), 10, config.init)
+    network(recipe.network, rule, (2, 34, 34) if recipe.dataset == "nmnist" else (1, 28, 28), 10, config.init, config.pool_gain)
     text = (ROOT / "benchmarks" / "recipes" / f"{name}.toml").read_text()
     tables = text.partition("[train]")[2].partition("[paper]")[0]
     assert "all ours" in tables or all("#" in line or line.startswith("std =") for line in tables.splitlines() if "=" in line)  # where it is from
@@ -168,6 +168,21 @@ def test_samples_are_scaled_by_the_numbers_given(monkeypatch: pytest.MonkeyPatch
     assert (given.min(), given.max()) == (-0.5, 1.5) and own.mean().item() == pytest.approx(0, abs=1e-5) and own.std().item() == pytest.approx(1)
     with pytest.raises(RuleError, match=r"training: mean=0.1, std=None: pass both"):
         Config(mean=0.1)
+
+
+def test_pooling_by_sums() -> None:
+    net, x = network("2C3-P2-10", "tssl", (1, 6, 6), pool_gain=1.1), torch.rand(5, 3, 2, 4, 4)
+    torch.testing.assert_close(net.pool2(x), 1.1 * x.unfold(3, 2, 2).unfold(4, 2, 2).sum((-2, -1)))
+    assert type(network("2C3-P2-10", "stdbp", (1, 6, 6), pool_gain=1.1).pool2).__name__ == "MaxPool2d"  # the rule pools by the maximum
+
+
+def test_the_loss_of_counts() -> None:
+    rule = get_rule("tssl")
+    config = Config.of(rule, epochs=1, batch_size=60, lr=1e-9, loss="count", desired=3, undesired=1)
+    (net := network("10", rule, DIGITS.shape)).dense1.weight.data.zero_()  # silent
+    assert fit(net, rule, DIGITS, config).last.loss == pytest.approx(0.5 * (3**2 + 9 * 1**2))
+    with pytest.raises(RuleError, match=r"training: loss='count' with desired=0.0, undesired=0.0: the first should be larger"):
+        Config(loss="count")
 
 
 @pytest.mark.parametrize("text", ["12-10", "3C3-P2-10", "R12-10"])
