@@ -60,7 +60,10 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    return html.replace('<details class="mkdocstrings-source">', '<details class="mkdocstrings-source" open>') if "rules/" in page.url else html
+    """The code beside a rule's equations is open, and so are the fields of a dataclass, which explain themselves."""
+    start, *sources = html.split('<details class="mkdocstrings-source">')
+    shown = ["rules/" in page.url or "@dataclass" in source.partition("</details>")[0] for source in sources]
+    return start + "".join(f'<details class="mkdocstrings-source"{" open" * now}>{source}' for now, source in zip(shown, sources, strict=True))
 
 
 FETCHED = re.compile(r"<(?:script|img|iframe|source)[^>]* src=[\"']?(?:https?:)?//[^>]*>|<link[^>]* href=[\"']?https?://[^>]*>")
