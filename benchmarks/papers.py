@@ -1,12 +1,12 @@
 """The papers' tables: what `snn-rules train --recipe NAME --seed N` wrote, merged over seeds, and shown in docs/results.md.
 
-    python benchmarks/papers.py collect runs/tssl-fashion-mnist-400-400-seed*
-    python benchmarks/papers.py tables
+    python benchmarks/papers.py runs/tssl-fashion-mnist-400-400-seed*
+    make docs
 
-`collect` takes the folders of the seeds of one recipe and writes benchmarks/results/RULE-DATASET-NETWORK.json; what was
-changed on the command line (`--option warmup=off`) makes a row of its own, named after it. `tables` writes the tables
-between their marks in docs/results.md. Accuracies are in percent. `best` is that of the best epoch by test accuracy, as
-the papers report it; `last` that of the last epoch, which no test sample has chosen.
+The first takes the folders of the seeds of one recipe and writes benchmarks/results/RULE-DATASET-NETWORK.json; what was
+changed on the command line (`--option warmup=off`) makes a row of its own, named after it. The second writes the tables of
+docs/results.md anew. Accuracies are in percent. `best` is that of the best epoch by test accuracy, as the papers report
+it; `last` that of the last epoch, which no test sample has chosen.
 """
 
 import json
@@ -24,13 +24,11 @@ from snn_rules.data import SETTINGS
 from snn_rules.experiments import write_json
 from snn_rules.train import Config, configured
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- papers.py: begin -->\n", "<!-- papers.py: end -->\n"
+RESULTS = Path(__file__).parent / "results"
 COLUMNS = "rule | data | network | T | epochs | seeds | paper: mean (best) | best epoch: mean ± std (best) | last epoch: mean ± std"
 COSTS = "s an epoch | peak MB | synaptic operations a sample | firing rates | warm-up"
 
-app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -40,13 +38,6 @@ def collect(folders: Annotated[list[Path], typer.Argument(help="Of the seeds of 
     path = RESULTS / (name(result) + ".json")
     write_json(path, result)
     typer.echo(f"{result['mean']:.2f} % over seeds {', '.join(map(str, result['seeds']))}; wrote {path}")
-
-
-@app.command()
-def tables() -> None:
-    """Write the tables of docs/results.md from benchmarks/results."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
 
 
 # ---- merging ---------------------------------------------------------------------------------------------------------
