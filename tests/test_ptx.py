@@ -1,5 +1,6 @@
 """The interpreter of PTX, on kernels whose results are known: it must be right before it can prove anything."""
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_integers_floats_and_bits() -> None:
     assert np.array_equal(out, np.abs(wide - 5) / (1 + wide) + np.sqrt(wide))
 
 
+def test_a_fused_multiply_add_is_rounded_once() -> None:
+    draw = np.random.default_rng(0)
+    a, b = (draw.normal(size=96).astype(np.float32) for _ in range(2))
+    c, o = (-a * b).astype(np.float32), floats(0)  # what is left is the rounding error of the product
+    a[0], b[0], c[0] = 1 + 2**-12, 1 + 2**-12, 2**-60  # float64 alone would round this sum twice
+    run("o[i] = __fmaf_rn(x[i], y[i], z[i]);", "const float* x, const float* y, const float* z, float* o", [a, b, c, o])
+    exact = [Fraction(float(p)) * Fraction(float(q)) + Fraction(float(r)) for p, q, r in zip(a, b, c, strict=True)]
+    for value, wanted in zip(o, exact, strict=True):
+        near = [np.nextafter(value, np.float32(side)) for side in (-np.inf, np.inf)]
+        assert all(abs(Fraction(float(value)) - wanted) <= abs(Fraction(float(other)) - wanted) for other in near)
+    assert o[0] == np.float32(1 + 2**-11 + 2**-23)
+
+
 def test_vectors_are_loaded_and_stored() -> None:
     x, o = np.arange(384, dtype=np.float32), np.zeros(384, np.float32)
     body = "float4 v = ((const float4*)x)[i]; v.x += 1.f; v.w = v.y; ((float4*)o)[i] = v;"
@@ -77,7 +91,7 @@ def test_vectors_are_loaded_and_stored() -> None:
 @pytest.mark.parametrize(
     ("body", "options", "says"),
     [
-        ("o[i] = x[i] * x[i] + 1.f;", ("-ftz=true",), "fused multiply-add"),
+        ("o[i] = (double)x[i] * x[i] + 1.;", ("-ftz=true",), "fused multiply-add of doubles"),
         ("o[i] = 1.f / (x[i] + 3.f);", ("--fmad=false", "--use_fast_math"), "not rounded to nearest"),
         ("o[i] = __expf(x[i]);", nvrtc.OPTIONS, "not rounded to nearest"),
         ("atomicAdd(o, x[i]);", nvrtc.OPTIONS, "does not know"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .emit import Lines, constant
-from .graph import Node, order
+from .graph import BOOLEAN, Node, order
 from .program import Program, Stage
 
 
@@ -43,7 +43,7 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
         *(f"c_{n}" for n in stage.writes),
     )
     carries = {f"c{n}": value for n, value in stage.ahead.start.items()} if stage.ahead else {}
-    text = _first_walk(program, _step(program, stage), {**program.rule.state, **carries})
+    text = _first_walk(program, _step(program, stage), {**program.rule.state, **carries}, len(stage.scratch))
     end = _reverse_walk(program, stage) if stage.back else ""
     left = [n for n in stage.writes if not stage.back]
     end += _each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in left)) if left else ""
@@ -71,7 +71,7 @@ def _step(program: Program, stage: Stage | None = None) -> str:
     after = [(n, lines(node)) for n, node in traced.state.items()]
     after += [(f"c{n}", lines(node)) for n, node in stage.ahead.carry.items()] if stage and stage.ahead else []
     text = [*_loads(program, stage.ahead_reads, ("x", "g"))] if stage else []
-    text += [*lines.text, *(f"sc[(t * {len(kept)} + {k}) * NC + c] = {value};" for k, value in enumerate(kept))]
+    text += [*lines.text, *(f"sc_at[(t - t0) * {len(kept)} + {k}] = {value};" for k, value in enumerate(kept))]
     text += [] if stage else [f"A::out(p_s + t * M + j, {spike}, n);"]
     text += [f"const V new_{n} = {value};" for n, value in after] + [f"v_{n} = new_{n};" for n, _ in after]
     text += [] if stage else ["if (p_record) A::put(p_record + t * M + j, v_v, n);"]
@@ -91,7 +91,12 @@ def _arrival(program: Program) -> str:
     return (f"(t < {delay} ? A::get(p_late + t * M + j, n) : {now})" if delay else now) + _gain(program)
 
 
-def _first_walk(program: Program, body: str, start: dict[str, float]) -> str:
+def _block(width: int) -> str:
+    """Where the scratch of a block of TB steps begins: it lies in the order in which both walks touch it."""
+    return f"      V* const sc_at = sc + (t0 / TB * NC + c) * {width * 8}; (void)sc_at;\n" if width else ""
+
+
+def _first_walk(program: Program, body: str, start: dict[str, float], width: int = 0) -> str:
     """The walk through the steps, TB at a time with the state in registers; leaves the last state in the arrays `NAME`."""
     declare = "".join(f"  V S_{n}[WIDE];\n" for n in start)
     given = {n: f"p_in_{n} ? A::get(p_in_{n} + j, n) : " if n in program.rule.state else "" for n in start}
@@ -102,16 +107,16 @@ def _first_walk(program: Program, body: str, start: dict[str, float]) -> str:
     return f"""{declare}{_each(begin)}  for (int64_t t0 = 0; t0 < T; t0 += TB)
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-      {load}
+{_block(width)}      {load}
       auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {step}
       }};
-      if (T - t0 >= TB) {{
+      if (A::WHOLE && T - t0 >= TB) {{
 #pragma GCC unroll 8
         for (int k = 0; k < TB; ++k) one(t0 + k);
       }} else {{
-#pragma GCC unroll 8
-        for (int64_t t = t0; t < T; ++t) one(t);
+#pragma GCC unroll REST
+        for (int64_t t = t0; t < (T - t0 < TB ? T : t0 + TB); ++t) one(t);
       }}
       {save}
     }}
@@ -138,32 +143,44 @@ def _reverse_walk(program: Program, stage: Stage) -> str:
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
     dx = lines(walk.put["dx"])
     after = [(n, lines(node)) for n, node in walk.carry.items()]
-    text = [f"const V z{k} = sc[(t * {len(stage.scratch)} + {k}) * NC + c];" for k in range(len(stage.scratch))]
+    width = len(stage.scratch)
+    text = [f"const V z{k} = sc_at[(t - t0) * {width} + {k}];" for k in range(width)]
     text += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text]
     put = f"A::out(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
     text.append(f"if (t >= {delay}) {put}" if delay else put)
     text += [f"const V new_{n} = {v};" for n, v in after] + [f"k_{n} = new_{n};" for n, _ in after]
-    setup = "".join(f"      V k_{n} = K({constant(value)});\n" for n, value in walk.start.items())
-    setup += "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
-    setup += "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
-    setup += "".join(f"      {line}\n" for line in once.text)
-    left = {n: f"k_{n}" if n in walk.carry else f"S_c{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes}
-    end = "".join(f"      A::put(p_c_{n} + j, {value}, n);\n" for n, value in left.items())
+    given = "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
+    scale = "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
+    held = {once.known[id(n)]: n.op for n in order([walk.put["dx"], *walk.carry.values()], kept) if once.known.get(id(n), "K")[0] == "h"}
+    declare = "".join(f"  {'B' if op in BOOLEAN else 'V'} H_{n}[WIDE];\n" for n, op in held.items())
+    declare += "".join(f"  V C_{n}[WIDE];\n" for n in walk.start)
+    setup = given + "".join(f"      {line}\n" for line in once.text) + "".join(f"      H_{n}[c] = {n};\n" for n in held)
+    setup += "".join(f"      C_{n}[c] = K({constant(value)});\n" for n, value in walk.start.items())
+    made = {n: f"S_c{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes if n not in walk.carry}
+    setup += "".join(f"      A::put(p_c_{n} + j, {value}, n);\n" for n, value in made.items())
+    load = "".join(f"      const {'B' if op in BOOLEAN else 'V'} {n} = H_{n}[c]; (void){n};\n" for n, op in held.items())
+    load += "".join(f"      V k_{n} = C_{n}[c];\n" for n in walk.start)
+    save = "".join(f"      C_{n}[c] = k_{n};\n" for n in walk.start)
+    left = "".join(f"    A::put(p_c_{n} + j, C_{n}[c], n);\n" for n in stage.writes if n in walk.carry)
     step = _indent("\n".join(text), 8)
-    return f"""  for (int c = 0; c < NC; ++c) {{
+    return f"""{declare}{_each(setup)}  for (int64_t t1 = T; t1 > 0;) {{
+    const int64_t t0 = (t1 - 1) / TB * TB;
+    for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-{setup}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
+{_block(width)}{given}{scale}{load}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {step}
       }};
-      int64_t t = T - 1;
-      for (; t >= TB - 1; t -= TB) {{
+      if (A::WHOLE && t1 - t0 == TB) {{
 #pragma GCC unroll 8
-        for (int k = 0; k < TB; ++k) one(t - k);
+        for (int k = TB - 1; k >= 0; --k) one(t0 + k);
+      }} else {{
+#pragma GCC unroll REST
+        for (int64_t t = t1 - 1; t >= t0; --t) one(t);
       }}
-#pragma GCC unroll 8
-      for (; t >= 0; --t) one(t);
-{end}  }}
-"""
+{save}    }}
+    t1 = t0;
+  }}
+{_each(left) if left else ""}"""
 
 
 def _finals(states: list[str]) -> str:
@@ -191,11 +208,13 @@ def _kernel(name: str, pointers: tuple[str, ...], body: str, end: str, scratch: 
     choose = "  int64_t width = 32;\n"
     if scratch:
         choose = f"  int64_t width = {_CACHE} / (int64_t)sizeof(V) / (T * {scratch} + 1); width = width > 32 ? 32 : width;\n"
-    allocate = f"    V* sc = (V*)aligned_alloc(64, sizeof(V) * (T * {scratch} * width + 1));\n" if scratch else "    V* sc = nullptr;\n"
+    allocate = f"    V* sc = (V*)aligned_alloc(64, sizeof(V) * ((T + TB - 1) / TB * TB * {scratch} * width + 1));\n" if scratch else "    V* sc = nullptr;\n"
     count = "const int NC"
     if steps:
         choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"
         unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * steps}]; (void)sc;\n{unpack}"
+    body = body.replace("REST", "8" if steps else "1")
+    end = end.replace("REST", "8" if steps else "1")
     return f"""
 template <class A> static inline __attribute__((always_inline))
 int {name}_chunk(void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{

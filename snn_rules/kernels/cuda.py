@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import factorial
 from typing import Any
 
 from .emit import Lines, constant
 from .graph import BOOLEAN, Node, order
-from .prelude import DOUBLE, FLOAT
+from .prelude import DOUBLE, FLOAT, exponential
 from .program import Program, Stage
 
 BLOCK = 256
@@ -22,24 +21,16 @@ OPTIONS = ("--std=c++17", "--fmad=false", "-ftz=true")  # a fused multiply-add f
 
 PRELUDE = """\
 typedef {real} R;
-typedef {integer} I;
 typedef long long N;
 typedef R V;
 typedef bool B;
 #define INFINITY __longlong_as_double(0x7ff0000000000000LL)
 #define K(c) ((R)(c))
-[[maybe_unused]] static __device__ __forceinline__ V exp_in_range(V x) {{  // as under C++
-  V k = x * K(1.44269504088896340736) + K({magic});
-  k = k - K({magic});
-  V r = x - k * K({ln2_high});
-  r = r - k * K({ln2_low});
-{exp_polynomial}
-  return y * {as_real}(((I)k + {bias}) << {mantissa});
-}}
-[[maybe_unused]] static __device__ __forceinline__ V exp_(V x) {{
-  const V lo = K({exp_low}), hi = K({exp_high});
-  return exp_in_range(x < lo ? lo : x > hi ? hi : x);
-}}
+[[maybe_unused]] static __device__ __forceinline__ V min_(V a, V b) {{ return a > b ? b : a; }}
+[[maybe_unused]] static __device__ __forceinline__ V max_(V a, V b) {{ return a < b ? b : a; }}
+[[maybe_unused]] static __device__ __forceinline__ V fma_(V a, V b, V c) {{ return {fused}; }}
+[[maybe_unused]] static __device__ __forceinline__ V scale_(V k) {{ return {as_real}({as_integer}(k) << {mantissa}); }}
+{exp}
 """
 
 
@@ -63,10 +54,11 @@ class Kernel:
 
 def prelude(double: bool) -> str:
     values: dict[str, Any] = dict(DOUBLE if double else FLOAT)
-    values.update(integer="long long", as_real="__longlong_as_double") if double else values.update(integer="int", as_real="__int_as_float")
-    first, *rest = (f"K({1 / factorial(k)!r})" for k in reversed(range(values["terms"] + 1)))
-    polynomial = "\n".join([f"  V y = {first};", *(f"  y = y * r + {term};" for term in rest)])
-    return PRELUDE.format(**values, exp_polynomial=polynomial)
+    if double:
+        values.update(as_real="__longlong_as_double", as_integer="__double_as_longlong", fused="a * b + c")
+    else:
+        values.update(as_real="__int_as_float", as_integer="__float_as_int", fused="__fmaf_rn(a, b, c)")
+    return PRELUDE.format(**values, exp=exponential(values, "[[maybe_unused]] static __device__ __forceinline__"))
 
 
 def kernels(program: Program) -> tuple[Kernel, ...]:

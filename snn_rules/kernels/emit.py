@@ -14,10 +14,9 @@ FORMS = {
     "not": "!{0}",
     "where": "{0} ? {1} : {2}",
     "exp": "exp_({0})",
-    "heaviside": "{0} >= K(0) ? K(1) : K(0)",
     "spike": "{0} >= K(0) ? K(1) : K(0)",
-    "minimum": "{0} > {1} ? {1} : {0}",  # NaN stays
-    "maximum": "{0} < {1} ? {1} : {0}",
+    "minimum": "min_({0}, {1})",  # NaN stays
+    "maximum": "max_({0}, {1})",
 }
 
 

@@ -31,7 +31,7 @@ class Node:
         return self.graph.node("exp", self)
 
     def heaviside(self) -> Node:
-        return self.graph.node("heaviside", self)
+        return self.graph.node("where", self.graph.node(">=", self, 0.0), 1.0, 0.0)
 
     def spike(self, slope: Any) -> Node:
         return self.graph.node("spike", self, slope)
@@ -90,11 +90,29 @@ class Graph:
         if op == "where" and args[0].op == "not":
             return self.node("where", args[0].args[0], args[2], args[1])
         if op == ">" and numbers[1] == 0.0:  # a condition that was written as 1 and 0
-            if args[0].op in ("heaviside", "spike"):
+            if args[0].op == "spike":
                 return self.node(">=", args[0].args[0], 0.0)
-            if args[0].op == "-" and args[0].args[0] is self.lift(1.0) and args[0].args[1].op in ("heaviside", "spike"):
+            if args[0].op == "-" and args[0].args[0] is self.lift(1.0) and args[0].args[1].op == "spike":
                 return self.node("not", self.node(">=", args[0].args[1].args[0], 0.0))
+            if args[0].op == "where" and all(a.op == "const" for a in args[0].args[1:]):
+                held = [a.value > 0.0 for a in args[0].args[1:]]
+                if held[0] != held[1]:
+                    return args[0].args[0] if held[0] else self.node("not", args[0].args[0])
+        if op in ("-", "*") and None in numbers and numbers != [None, None]:
+            folded = self._folded(op, args)
+            if folded is not None:
+                return folded
         return self._intern(op, args, None)
+
+    def _folded(self, op: str, args: tuple[Node, ...]) -> Node | None:
+        """`1 - where(c, 1, 0)` and `k * where(c, 1, 0)`, which choose between constants as well."""
+        for number, other in (args, args[::-1]):
+            if number.op == "const" and other.op == "where" and [a.value for a in other.args[1:]] in ([1.0, 0.0], [0.0, 1.0]):
+                if op == "*":
+                    return self.node("where", other.args[0], *(number.value * a.value for a in other.args[1:]))
+                if number is args[0] and number.value == 1.0:
+                    return self.node("where", other.args[0], *(1.0 - a.value for a in other.args[1:]))
+        return None
 
     def lift(self, value: Any) -> Node:
         if isinstance(value, Node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import factorial
 from typing import Any
 
 PRELUDE = """\
@@ -20,6 +21,7 @@ typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
 enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32 }};
 #define K(c) (V{{}} + (R)(c))
 struct Quick {{
+  enum {{ WHOLE = 1 }};
   static V get(const R* p, int) {{ return *(const U*)p; }}
   static void put(R* p, V v, int) {{ *(U*)p = v; }}
   static void out(R* p, V v, int) {{ *(U*)p = v; }}
@@ -37,25 +39,22 @@ struct Stream : Quick {{  // past the caches: for outputs much larger than they 
   }}
 }};
 struct Part {{
+  enum {{ WHOLE = 0 }};
   static V get(const R* p, int n) {{ V v = {{}}; memcpy(&v, p, n * sizeof(R)); return v; }}
   static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
   static void out(R* p, V v, int n) {{ put(p, v, n); }}
 }};
 static inline int any_(B b) {{ uint64_t w[8], all = 0; memcpy(w, &b, sizeof w); for (uint64_t one : w) all |= one; return all != 0; }}
-static inline V exp_in_range(V x) {{  // 2^k times a polynomial, to 2 ulp
-  V k = x * K(1.44269504088896340736) + K({magic});
-  k = k - K({magic});
-  V r = x - k * K({ln2_high});
-  r = r - k * K({ln2_low});
-{exp_polynomial}
-  const B bits = (__builtin_convertvector(k, B) + {bias}) << {mantissa};
-  V scale; memcpy(&scale, &bits, sizeof scale);
-  return y * scale;
-}}
-static inline V exp_(V x) {{
-  const V lo = K({exp_low}), hi = K({exp_high});
-  return exp_in_range(x < lo ? lo : x > hi ? hi : x);
-}}
+{fused}
+#if defined(__AVX512F__)
+static inline V min_(V a, V b) {{ return (V)_mm512_min_p{letter}((__m512{suffix})b, (__m512{suffix})a); }}  // a > b ? b : a, in one instruction
+static inline V max_(V a, V b) {{ return (V)_mm512_max_p{letter}((__m512{suffix})b, (__m512{suffix})a); }}
+#else
+static inline V min_(V a, V b) {{ return a > b ? b : a; }}
+static inline V max_(V a, V b) {{ return a < b ? b : a; }}
+#endif
+static inline V scale_(V k) {{ B bits; memcpy(&bits, &k, sizeof bits); bits = bits << {mantissa}; memcpy(&k, &bits, sizeof k); return k; }}
+{exp}
 struct Flush {{  // denormals of silent neurons halve the speed
 #if defined(__x86_64__)
   unsigned was = _mm_getcsr(); Flush() {{ _mm_setcsr(was | 0x8040); }} ~Flush() {{ _mm_setcsr(was); }}
@@ -63,21 +62,47 @@ struct Flush {{  // denormals of silent neurons halve the speed
 }};
 """
 
-# exp(r) on [-ln2/2, ln2/2] by its Taylor series, to the last bit of the type
+# a * b + c, rounded once: the same bits on every machine
+FUSED = """\
+#if defined(__AVX512F__)
+static inline V fma_(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#else
+static inline V fma_(V a, V b, V c) { for (int l = 0; l < L; ++l) a[l] = __builtin_fmaf(a[l], b[l], c[l]); return a; }
+#endif"""
+PLAIN = "static inline V fma_(V a, V b, V c) { return a * b + c; }"
+
+# exp(x) = 2^k exp(r), r on [-ln2/2, ln2/2], by its Taylor series to the last bit of the type. Adding `magic` rounds to a whole
+# number, which then stands in the last bits, with the bias of the exponent: shifted, they are 2^k.
 FLOAT = {
-    "real": "float", "integer": "int32_t", "exp_low": "-87.0", "exp_high": "88.0", "magic": "12582912.0", "bias": 127, "mantissa": 23,
-    "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4", "terms": 6,
+    "real": "float", "integer": "int32_t", "letter": "s", "suffix": "", "fused": FUSED, "mantissa": 23, "low": "-87.0", "high": "88.0",
+    "magic": "12583039.0", "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4", "terms": 6,
 }  # fmt: skip
 DOUBLE = {
-    "real": "double", "integer": "int64_t", "exp_low": "-708.0", "exp_high": "709.0", "magic": "6755399441055744.0", "bias": 1023, "mantissa": 52,
-    "ln2_high": "6.93145751953125e-1", "ln2_low": "1.42860682030941723212e-6", "terms": 13,
+    "real": "double", "integer": "int64_t", "letter": "d", "suffix": "d", "fused": PLAIN, "mantissa": 52, "low": "-708.0", "high": "709.0",
+    "magic": "6755399441056767.0", "ln2_high": "6.93145751953125e-1", "ln2_low": "1.42860682030941723212e-6", "terms": 13,
 }  # fmt: skip
+
+EXP = """\
+{qualifiers} V exp_in_range(V x) {{
+  V k = fma_(x, K(1.44269504088896340736), K({magic}));
+  const V scale = scale_(k);
+  k = k - K({magic});
+  const V r = fma_(k, K(-({ln2_low})), fma_(k, K(-({ln2_high})), x)), r2 = r * r;
+{polynomial}
+  return y * scale;
+}}
+{qualifiers} V exp_(V x) {{ return exp_in_range(min_(max_(x, K({low})), K({high}))); }}"""
+
+
+def exponential(values: dict[str, Any], qualifiers: str = "static inline") -> str:
+    """The lines of `exp_`; pairs of terms first, for short chains of dependent operations."""
+    pairs = [f"fma_(r, K({1 / factorial(k + 1)!r}), K({1 / factorial(k)!r}))" for k in range(0, values["terms"], 2)]
+    if values["terms"] % 2 == 0:
+        pairs.append(f"K({1 / factorial(values['terms'])!r})")
+    lines = [f"  V y = {pairs[-1]};", *(f"  y = fma_(y, r2, {pair});" for pair in reversed(pairs[:-1]))]
+    return EXP.format(**values, qualifiers=qualifiers, polynomial="\n".join(lines))
 
 
 def prelude(double: bool) -> str:
     values: dict[str, Any] = dict(DOUBLE if double else FLOAT)
-    factorials = [1.0]
-    for k in range(1, values["terms"] + 1):
-        factorials.append(factorials[-1] * k)
-    polynomial = f"  V y = K({1 / factorials[-1]!r});\n" + "".join(f"  y = y * r + K({1 / f!r});\n" for f in reversed(factorials[:-1]))
-    return PRELUDE.format(**values, exp_polynomial=polynomial.rstrip())
+    return PRELUDE.format(**values, exp=exponential(values))

@@ -48,8 +48,8 @@ def compute(op: tuple[str, ...], operand: Operand) -> tuple[str, Any]:
         value = operand(k, kind)
         return flushed(value) if flush and kind == "f32" else value
 
-    if name == "fma":
-        raise Unsupported("a fused multiply-add: compile with --fmad=false")
+    if name == "fma" and kind != "f32":
+        raise Unsupported("a fused multiply-add of doubles: compile with --fmad=false")
     if set(op) & {"approx", "full", "rz", "rm", "rp", "sat"} or (name in ROUNDED and kind[0] == "f" and "rn" not in op):
         raise Unsupported("not rounded to nearest: compile without --use_fast_math")
     if name == "setp":
@@ -71,8 +71,20 @@ def compute(op: tuple[str, ...], operand: Operand) -> tuple[str, Any]:
         return kind, given(1) * given(2) + given(3)
     if kind[0] != "f" and (name in ("div", "rem") or "hi" in op):
         raise Unsupported("integer division")
-    value = UNARY[name](given(1)) if name in UNARY else BINARY[name](given(1), given(2))
+    if name == "fma":
+        value = fused(given(1), given(2), given(3))
+    else:
+        value = UNARY[name](given(1)) if name in UNARY else BINARY[name](given(1), given(2))
     return kind, flushed(value) if flush and kind == "f32" else value
+
+
+def fused(a: Array, b: Array, c: Array) -> Array:
+    """`a * b + c` of float32, rounded once: the product is exact in float64, and the sum is rounded to odd there before it is to float32."""
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = np.asarray(product + addend)
+    error = (product - (total - (total - product))) + (addend - (total - product))
+    inexact = np.isfinite(total) & (error != 0) & (total.view(np.int64) & 1 == 0)
+    return np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total).astype(np.float32)
 
 
 def flushed(x: Array) -> Array:

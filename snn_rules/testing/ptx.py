@@ -1,7 +1,7 @@
 """Interprets the PTX that NVRTC makes of a rule's kernels, all threads at once, instruction by instruction.
 
-Threads that branch apart wait for the one that is farthest behind. What is not IEEE arithmetic in a fixed order (a fused
-multiply-add, an approximate division) is refused: it would break the agreement with the other executors.
+Threads that branch apart wait for the one that is farthest behind. What is not IEEE arithmetic in a fixed order (an
+approximate division, a rounding mode) is refused: it would break the agreement with the other executors.
 """
 
 from __future__ import annotations
