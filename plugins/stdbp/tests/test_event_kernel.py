@@ -175,6 +175,7 @@ def test_without_a_compiler_it_says_so_once(monkeypatch):
         layer._for_cpu.cache_clear(), layer._say_once.cache_clear()
 
 
+@pytest.mark.filterwarnings("ignore:.tau. has no meaning")  # said once a process, by whichever test comes first
 def test_a_network_learns_the_same_on_either(monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3, stride=2), neuron.IFNode(), nn.Flatten(), nn.Linear(27, 5), neuron.IFNode())
