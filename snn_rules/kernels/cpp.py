@@ -208,7 +208,9 @@ def _kernel(name: str, pointers: tuple[str, ...], body: str, end: str, scratch: 
     choose = "  int64_t width = 32;\n"
     if scratch:
         choose = f"  int64_t width = {_CACHE} / (int64_t)sizeof(V) / (T * {scratch} + 1); width = width > 32 ? 32 : width;\n"
-    allocate = f"    V* sc = (V*)aligned_alloc(64, sizeof(V) * ((T + TB - 1) / TB * TB * {scratch} * width + 1));\n" if scratch else "    V* sc = nullptr;\n"
+    allocate = (
+        f"    V* sc = (V*)aligned_alloc(64, sizeof(V) * ((T + TB - 1) / TB * TB * {scratch} * width + 1));\n" if scratch else "    V* sc = nullptr;\n"
+    )
     count = "const int NC"
     if steps:
         choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"

@@ -71,10 +71,8 @@ def compute(op: tuple[str, ...], operand: Operand) -> tuple[str, Any]:
         return kind, given(1) * given(2) + given(3)
     if kind[0] != "f" and (name in ("div", "rem") or "hi" in op):
         raise Unsupported("integer division")
-    if name == "fma":
-        value = fused(given(1), given(2), given(3))
-    else:
-        value = UNARY[name](given(1)) if name in UNARY else BINARY[name](given(1), given(2))
+    count, function = FUNCTIONS[name]
+    value = function(*map(given, range(1, count + 1)))
     return kind, flushed(value) if flush and kind == "f32" else value
 
 
@@ -85,6 +83,13 @@ def fused(a: Array, b: Array, c: Array) -> Array:
     error = (product - (total - (total - product))) + (addend - (total - product))
     inexact = np.isfinite(total) & (error != 0) & (total.view(np.int64) & 1 == 0)
     return np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total).astype(np.float32)
+
+
+FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
+    **{name: (1, function) for name, function in UNARY.items()},
+    **{name: (2, function) for name, function in BINARY.items()},
+    "fma": (3, fused),
+}
 
 
 def flushed(x: Array) -> Array:
