@@ -71,8 +71,8 @@ def compute(op: tuple[str, ...], operand: Operand) -> tuple[str, Any]:
         return kind, given(1) * given(2) + given(3)
     if kind[0] != "f" and (name in ("div", "rem") or "hi" in op):
         raise Unsupported("integer division")
-    count, function = FUNCTIONS[name]
-    value = function(*map(given, range(1, count + 1)))
+    operands, function = FUNCTIONS[name]
+    value = function(*(given(k) for k in range(1, operands + 1)))
     return kind, flushed(value) if flush and kind == "f32" else value
 
 
