@@ -24,6 +24,7 @@ _PUBLIC = {
     "get_rule": "registry",
     "hookimpl": "hookspecs",
     "parameter": "rule",
+    "plain": "stock",
     "register": "registry",
     "rules": "registry",
     "sweep": "rule",
@@ -46,6 +47,7 @@ __all__ = [
     "get_rule",
     "hookimpl",
     "parameter",
+    "plain",
     "register",
     "rules",
     "sweep",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from .recurrent import RecurrentNode
     from .registry import RuleInfo, get_rule, register, rules
     from .rule import Capabilities, LearningRule, RuleError, parameter, sweep
+    from .stock import plain
 
 
 def __getattr__(name: str) -> Any:

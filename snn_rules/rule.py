@@ -221,6 +221,13 @@ class LearningRule:
         """What runs the layers that `fuse` makes, for input like `x`, and why: for `snn-rules doctor`. None: it makes none."""
         return None
 
+    def stock(self) -> tuple[str, Values]:
+        """SpikingJelly's neuron that fires as this one does, for `snn_rules.plain`: its class's name, and its keywords without `v_reset`.
+
+        A `RuleError` says why there is none.
+        """
+        raise RuleError("has no counterpart among SpikingJelly's neurons")
+
     def initialize(self, net: nn.Module) -> nn.Module:
         """Set the weights of `net` to values from which this rule learns; the default keeps PyTorch's own."""
         return net

@@ -47,6 +47,15 @@ class Surrogate(LearningRule):
         h = sigmoid(self.alpha * z)
         return self.alpha * h * (1.0 - h)
 
+    def stock(self) -> tuple[str, Values]:
+        from spikingjelly.activation_based import surrogate
+
+        from .stock import leaky
+
+        name, keywords = leaky(self)
+        function = surrogate.Sigmoid(self.alpha) if self.surrogate == "sigmoid" else surrogate.ATan(self.alpha)
+        return name, {**keywords, "surrogate_function": function, "detach_reset": self.detach_reset}
+
 
 @hookimpl
 def learning_rule() -> type[LearningRule]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from snn_rules import LearningRule, hookimpl, parameter, sweep
+from snn_rules import LearningRule, RuleError, hookimpl, parameter, sweep
 from snn_rules.coding import count_loss, poisson
 from snn_rules.ops import heaviside, maximum, where
 from snn_rules.rule import Training, Values
@@ -97,6 +97,15 @@ class STRSBP(LearningRule):
         """SpikingJelly's neurons have neither synapse nor delay; the refractory period stays."""
         plain = {"tau_s": 1.0, "delay": 0, "t_ref": 2}
         return replace(super().adopt(site, given), **{k: v for k, v in plain.items() if k not in given})
+
+    def stock(self) -> tuple[str, Values]:
+        """Without delay and refractory period, a synapse and a LIF neuron remain."""
+        from snn_rules.stock import leaky
+
+        if self.delay or self.t_ref:
+            given = f"delay={self.delay}" if self.delay else f"t_ref={self.t_ref}"
+            raise RuleError(f"has {given}, which no neuron of SpikingJelly has; convert with delay=0 and t_ref=0")
+        return leaky(self, self.tau_s)
 
     def initialize(self, net: nn.Module) -> nn.Module:
         """Uniform in +-1.5 nu / sqrt(fan_in): the paper's U[-1, 1] for 784 inputs and nu = 20."""

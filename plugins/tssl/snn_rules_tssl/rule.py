@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from snn_rules import Capabilities, LearningRule, hookimpl, parameter, sweep
+from snn_rules import Capabilities, LearningRule, RuleError, hookimpl, parameter, sweep
 from snn_rules.coding import psc, van_rossum_loss
 from snn_rules.ops import clip, exp, heaviside, where
 from snn_rules.rule import Sweep, Training, Values
@@ -116,6 +116,15 @@ class TSSL(LearningRule):
         """The wanted spike train of the class over T steps."""
         pattern = PATTERNS[self.target] if T > 1 else (1.0,)
         return torch.tensor([pattern[t % len(pattern)] for t in range(T)])
+
+    def stock(self) -> tuple[str, Values]:
+        """A synapse that is none (tau_s = 1) leaves SpikingJelly's LIF neuron."""
+        from snn_rules.stock import leaky
+
+        if self.fire == ">" or self.psc == "output":
+            given = "fire='>'" if self.fire == ">" else "psc='output'"
+            raise RuleError(f"has {given}, which no neuron of SpikingJelly does; convert with fire='>=' and psc='input'")
+        return leaky(self, self.tau_s)
 
     def loss(self, out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
         """1/2 sum_t (eps*d - eps*s)^2, Eq. 7; `out` is `[T, N, C]` or `[N, C]`."""
