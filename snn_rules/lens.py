@@ -68,6 +68,7 @@ def compare_gradients(
     *,
     T: int | None = None,
     own_code: bool = False,
+    encode: Callable[[LearningRule, Tensor, int], Tensor] | None = None,
     loss: Named | None = None,
     steps: Sequence[float] = STEPS,
     seed: int = 0,
@@ -80,9 +81,10 @@ def compare_gradients(
     name with options, `("tssl", {"tau_s": 3.0})`, or a configured `LearningRule`.
 
     The first rule sets the stage: its input code and its window (`T` steps, if given) are everybody's, unless `own_code`
-    leaves each rule its own; rules that send spike times always have their own. Each rule's gradient is that of its own
-    loss, or of the `loss` of one rule for all. `steps` are lengths in norms of all the weights. A seed gives the same
-    code, the same dropout and the same random direction each time. `on_step(done, total)` is told of progress.
+    leaves each rule its own; rules that send spike times always have their own. `encode(rule, x, T)` makes the input
+    where `rule.encode` would not do: of samples that are spike trains. Each rule's gradient is that of its own loss, or
+    of the `loss` of one rule for all. `steps` are lengths in norms of all the weights. A seed gives the same code, the
+    same dropout and the same random direction each time. `on_step(done, total)` is told of progress.
 
     Raises `RuleError` for rules that cannot stand in the network, labels given twice, and gradients that are not finite.
     """
@@ -97,7 +99,7 @@ def compare_gradients(
         raise RuleError(f"lens: x is {given[0]} and target {given[1]}; pass samples [N, *] and class indices [N]")
     devices = range(torch.cuda.device_count()) if x.is_cuda else ()
     with torch.random.fork_rng(devices):
-        views = _views(stage, x, target, chosen, T, own_code, loss, seed)
+        views = _views(stage, x, target, chosen, T, own_code, encode, loss, seed)
         done, total = 0, len(views) * (1 + (len(views) + 1) * (len(lengths) - 1))
 
         def tell() -> None:
@@ -178,6 +180,7 @@ def _views(
     chosen: Sequence[tuple[str, str | LearningRule, Mapping[str, Any]]],
     T: int | None,
     own_code: bool,
+    encode: Callable[[LearningRule, Tensor, int], Tensor] | None,
     loss: Named | None,
     seed: int,
 ) -> list[_View]:
@@ -193,7 +196,8 @@ def _views(
             raise RuleError(f"lens: the loss of {common.name!r} reads {common.capabilities.signal}, but {label!r} sends {signal}; leave loss out")
         code = rule if own_code or signal != first.capabilities.signal else first
         torch.manual_seed(seed)
-        encoded = code.encode(x, T or code.training.T)
+        steps = T or code.training.T
+        encoded = encode(code, x, steps) if encode else code.encode(x, steps)
         net = convert(copy.deepcopy(stage), given, **options)
         views.append(_View(label, net, rule, common or rule, encoded, target, seed))
     return views

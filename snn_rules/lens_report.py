@@ -40,28 +40,29 @@ def look(
     if epochs < 0:
         raise RuleError(f"lens: --epochs {epochs} should be 0 (the first weights) or more")
     net = stage(task.network, named[0], whole, seed)
-    if whole.temporal:
-        raise RuleError(f"lens: data set {whole.name!r} holds spike trains; choose images, such as digits")
     samples = min(samples, len(whole.train_y))
     with progress() as bar:
         for name, options in named:  # refuse before the training, not after it
             convert(copy.deepcopy(net), name, **options)
         if epochs:
             train(net, named[0], whole, task, seed, bar)
-        shift, scale = (whole.train_x.mean(), whole.train_x.std()) if rules[0].training.normalize else (0.0, 1.0)
-        x, y = (whole.train_x[:samples] - shift) / scale, whole.train_y[:samples]
+        x, y = whole.train_x[:samples], whole.train_y[:samples]
+        if rules[0].training.normalize and not whole.temporal:
+            x = (x - whole.train_x.mean()) / whole.train_x.std()
         looking = bar.add_task("looking", total=None)
-        seen = compare_gradients(
-            net, x, y, named, T=task.settings["T"], own_code=own_code, loss=named_rule(loss) if loss else None, steps=steps, seed=seed,
-            on_step=lambda done, total: bar.update(looking, completed=done, total=total),
-        )  # fmt: skip
+        how: dict[str, Any] = {"T": task.settings["T"], "own_code": own_code, "steps": steps, "seed": seed, "encode": whole.encode}
+
+        def tell(done: int, total: int) -> None:
+            bar.update(looking, completed=done, total=total)
+
+        seen = compare_gradients(net, x, y, named, loss=named_rule(loss) if loss else None, on_step=tell, **how)
     state = f"after {epochs} epoch{'s' * (epochs > 1)} by {labels[0]}" if epochs else "at its first weights"
     title = f"{task.network} on {task.dataset}, {samples} samples, {state}"
     out.print(title, style="bold", soft_wrap=True)
     for part in tables(seen):
         out.print()
         out.print(part, soft_wrap=isinstance(part, Text))
-    about = {**task.about(*rules), "samples": samples, "epochs": epochs, "seed": seed}
+    about = {**task.about(*rules), "samples": samples, "epochs": epochs, "T": task.settings["T"] or rules[0].training.T, "seed": seed}
     write_json(where / "lens.json", {**about, **plain(seen)})
     plot.lens(where / "lens.png", seen, title)
     out.print(f"\nwrote {where / 'lens.json'} and {where / 'lens.png'}", style="bold", soft_wrap=True)

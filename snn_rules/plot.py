@@ -49,7 +49,7 @@ def accuracy(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], title:
 def lens(path: Path, seen: Lens, title: str) -> None:
     """Write a PNG: heat maps of cosine and ratio of norms, by layer and pair of rules; and the loss along each gradient."""
     pairs, rules, rows = list(combinations(range(len(seen.rules)), 2)), len(seen.rules), len(seen.layers)
-    heights = [0.5 * rows + 1.0, 3.2] if pairs else [3.2]
+    heights = [(0.5 if rows < 12 else 0.3) * rows + 1.0, 3.2] if pairs else [3.2]
     figure = Figure(figsize=(max(8.5, 3.0 * rules, 1.7 * len(pairs) + 2), sum(heights) + 0.8), dpi=150, layout="constrained")
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     if pairs:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import snn_rules
-from snn_rules import RuleError, compare_gradients
+from snn_rules import RuleError, compare_gradients, data
 from snn_rules.cli import app
 from snn_rules.lens_report import tables
 from snn_rules.ops import heaviside, spike
@@ -88,14 +88,14 @@ def test_a_gradient_of_zero_has_no_cosine() -> None:
     assert torch.equal(seen.loss[:, 1], seen.loss[:, 1, :1].expand_as(seen.loss[:, 1]))  # no direction, no change
 
 
-def by_hand(stock: nn.Module, name: str, x: Tensor, y: Tensor, T: int) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+def by_hand(stock: nn.Module, name: str, x: Tensor, y: Tensor, T: int | None) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
     made, rule = snn_rules.convert(copy.deepcopy(stock), name), snn_rules.get_rule(name)
     functional.set_step_mode(made, "m")
     sent: list[Tensor] = []
     for module in made:
         if isinstance(module, snn_rules.RuleNode):
             module.register_forward_hook(lambda _, __, out: sent.append(out))
-    rule.loss(made(x.expand(T, *x.shape)), y).backward()
+    rule.loss(made(x if T is None else x.expand(T, *x.shape)), y).backward()
     return made, [p.grad for p in made.parameters() if p.grad is not None], sent
 
 
@@ -139,6 +139,20 @@ def test_a_common_loss_and_own_codes() -> None:
     assert all(math.isnan(own.differs[path][1]) for path in own.differs) and not own.same_forward  # 10 steps, and 32
     times = compare_gradients(stock, x, y, ["surrogate", ("stdbp", {"mode": "event"})])
     assert math.isnan(times.firing["neuron1"][1]) and (times.norms > 0).all()
+
+
+def test_samples_that_are_spike_trains() -> None:
+    trains, y = (torch.rand(7, 6, 5, generator=torch.Generator().manual_seed(2)) < 0.4).float(), batch()[1]  # [N, S, F]
+    asked = []
+
+    def encode(rule: snn_rules.LearningRule, x: Tensor, T: int) -> Tensor:
+        asked.append((rule.name, T))
+        return x.transpose(0, 1)
+
+    seen = compare_gradients(net(5, 6, 3), trains, y, ["surrogate", "tssl"], T=6, encode=encode)
+    _, grads, sent = by_hand(net(5, 6, 3), "tssl", trains.transpose(0, 1), y, None)
+    assert asked == [("surrogate", 6), ("surrogate", 6)] and seen.firing["neuron2"][1] == pytest.approx(sent[1].double().mean().item())
+    assert seen.norms[-1, 1].item() == pytest.approx(torch.cat([g.flatten() for g in grads]).norm().item(), rel=1e-5)
 
 
 # ---- what stays as it was -----------------------------------------------------------------------------------------------
@@ -210,6 +224,16 @@ def test_the_command_at_first_weights_of_a_silent_network(tmp_path: Path, monkey
     result = CliRunner().invoke(app, ["lens", "--rules", "tssl", *FAST, "--epochs", "0"])
     assert result.exit_code == 0 and "at its first weights" in result.stdout and "No step changes the loss under tssl" in result.stdout
     assert [path.name for path in Path("runs").iterdir()] == ["digits-lens-1"]
+
+
+def test_the_command_on_spike_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trains = (torch.rand(30, 6, 5, generator=torch.Generator().manual_seed(2)) < 0.4).to(torch.uint8)
+    held = data.Data("heard", trains[:20], torch.arange(20) % 3, trains[20:], torch.arange(10) % 3, 3, temporal=True)
+    monkeypatch.setattr(data, "load", lambda *_: held)
+    result = CliRunner().invoke(app, ["lens", "--rules", "tssl,surrogate", *FAST, "--network", "8-3", "--dataset", "heard", "--out", "here"])
+    assert result.exit_code == 0 and result.stdout.startswith("8-3 on heard, 20 samples, after 1 epoch by tssl\n"), result.output
+    assert "All rules make the same spikes here" in result.stdout and json.loads(Path("here/lens.json").read_text())["T"] == 6
 
 
 @pytest.mark.parametrize(
