@@ -64,6 +64,7 @@ def merge(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rule": first["rule"],
         "dataset": first["dataset"],
         "network": first["network"].rpartition("-")[0],
+        "samples": first.get("samples", {"train": 60000, "test": 10000}),
         "recipe": first["recipe"],
         "changed": changed(first),
         "command": f"for seed in {' '.join(map(str, seeds))}; do {command(first['command'])} --seed $seed; done",

@@ -78,7 +78,8 @@ def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path
 
     def put(history: History) -> None:
         best = {"best_epoch": history.best + 1, "best_test_accuracy": history.epochs[history.best].test_accuracy}
-        used = {"threads": torch.get_num_threads(), "peak_memory_mb": max((epoch.peak_mb for epoch in history.epochs), default=0.0)}
+        used: dict[str, Any] = {"threads": torch.get_num_threads(), "peak_memory_mb": max((epoch.peak_mb for epoch in history.epochs), default=0.0)}
+        used["samples"] = {"train": len(samples.train_y), "test": len(samples.test_y)}
         write_json(where / "history.json", {**about, **best, **used, **asdict(history)})
 
     try:

@@ -10,15 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
-from torch import nn
 from typer.testing import CliRunner
 
 from snn_rules import RuleError, get_rule, recipes
-from snn_rules.activity import watch
 from snn_rules.cli import app
 from snn_rules.data import load
-from snn_rules.memory import peak_memory, reset_peak
 from snn_rules.network import network, parse
 from snn_rules.train import Config, configured, fit
 
@@ -43,18 +39,23 @@ epochs = 9
 """
 
 
+def module(name: str) -> ModuleType:
+    """A program of benchmarks/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
+    return made
+
+
 @pytest.fixture
 def papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/papers.py, writing elsewhere."""
-    spec = importlib.util.spec_from_file_location("papers", ROOT / "benchmarks" / "papers.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """benchmarks/papers.py, in a folder with recipes of its own."""
+    programs = module("papers")
     monkeypatch.chdir(tmp_path)
     Path("recipes/tssl").mkdir(parents=True)
     Path("recipes/tssl/digits-8.toml").write_text(TINY)
     monkeypatch.setattr(recipes, "FOLDERS", (Path("recipes"),))
-    return module
+    return programs
 
 
 def train(*words: str, code: int = 0) -> str:
@@ -107,16 +108,6 @@ def test_curves_for_tensorboard(papers: ModuleType, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     line = train("--recipe", "tssl/digits-8", "--tensorboard", "--out", "there", code=2)
     assert "--tensorboard needs the package tensorboard; pip install 'snn-rules[tensorboard]'" in line and not Path("there").exists()
-
-
-def test_peak_memory() -> None:
-    reset_peak()
-    before = peak_memory()
-    held = torch.ones(50_000_000 // 4)
-    assert 30 < peak_memory() - before < 200
-    del held
-    reset_peak()
-    assert peak_memory() < before + 30
 
 
 REFUSALS = [
@@ -205,34 +196,6 @@ def test_a_static_input_crosses_the_first_layers_once(text: str) -> None:
         torch.testing.assert_close(before, weight.grad)
 
 
-def test_synaptic_operations() -> None:
-    torch.manual_seed(0)
-    net, spikes = network("R9-7-10", "surrogate", (6,)).eval(), (torch.rand(5, 4, 6) < 0.5).float()
-    with torch.no_grad(), watch(net, get_rule("surrogate")) as activity, DispatchCounterMode([counter := SynOpCounter()]):
-        net(spikes)
-    activity.samples = 4
-    firing, synops = activity.firing, activity.synops
-    assert synops["dense1"] == spikes.sum() * 9 / 4 and synops["dense2"] == pytest.approx(5 * 9 * firing["neuron1"] * 7)
-    assert synops["neuron1"] == pytest.approx(5 * 9 * firing["neuron1"] * 9)  # recurrent
-    assert sum(synops.values()) - synops["neuron1"] == pytest.approx(counter.get_total() / 4)
-    conv = network("4C3-10", "surrogate", (2, 6, 6))
-    with torch.no_grad(), watch(conv, get_rule("surrogate")) as activity:
-        conv(torch.ones(1, 3, 2, 6, 6))
-    activity.samples = 3
-    assert activity.synops["conv1"] == 2 * 6 * 6 * 4 * 9
-
-
-def test_synaptic_operations_of_spike_times() -> None:
-    rule = get_rule("stdbp", mode="event")
-    net = network("7-10", rule, (6,))
-    times = torch.tensor([[[0.1, 0.2, rule.window, rule.window, 0.5, 0.9]]])
-    with torch.no_grad(), watch(net, rule) as activity:
-        net(times)
-    activity.samples = 1
-    assert activity.synops["dense1"] == 4 * 7 and activity.synops["dense2"] == pytest.approx(activity.firing["neuron1"] * 7 * 10)
-    assert isinstance(net.dense1, nn.Linear)
-
-
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +219,7 @@ def test_seeds_are_merged_and_shown(papers: ModuleType, monkeypatch: pytest.Monk
     assert all(curve["best"] == max(curve["test_accuracy"]) and curve["last"] == curve["test_accuracy"][1] for curve in curves.values())
     assert result["mean"] == pytest.approx((curves["0"]["best"] + curves["1"]["best"]) / 2, abs=0.006) and result["best"] <= 100
     assert result["std"] == pytest.approx(abs(curves["0"]["best"] - curves["1"]["best"]) / 2**0.5, abs=0.001)
+    assert result["samples"] == {"train": 60, "test": 360}
     assert list(result["firing_rates"]) == ["neuron1", "neuron2"] and result["versions"]["torch"] and result["peak_memory_mb"] > 10
     other = json.loads(Path("results/tssl-digits-8-epochs-1-warmup-layer-limit_train-60.json").read_text())
     assert other["changed"] == {"epochs": 1, "warmup": "layer", "limit_train": 60} and other["std"] is None
@@ -265,6 +229,24 @@ def test_seeds_are_merged_and_shown(papers: ModuleType, monkeypatch: pytest.Monk
     assert lines[3].startswith("| tssl, `epochs=1`, `warmup=layer`, `limit_train=60` | digits | 8 | 4 | 1 of 9 | 0 | - |") and len(lines) == 9
     Path("results/whole.json").write_text(json.dumps(result | {"changed": {}}))
     assert f"| tssl | digits | 8 | 4 | 2 of 9 | 0, 1 | 99.50 (99.60) | {mean} |" in papers.table().splitlines()[2]
+
+
+@pytest.mark.parametrize("rule", ["tssl", "stdbp"])
+def test_figures(rule: str, papers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = module("figures")
+    monkeypatch.setattr(figures, "PICTURES", Path("pictures"))
+    monkeypatch.setattr(figures, "RESULTS", Path("figures.json"))
+    Path("recipes/stdbp").mkdir()
+    Path("recipes/stdbp/digits-8.toml").write_text(TINY.replace("tssl", "stdbp").replace("tau_m = 4", 'mode = "event"'))
+    train("--recipe", f"{rule}/digits-8", "--out", "here")
+    figures.main([Path("here")], Path("data"))
+    numbers = json.loads(Path("figures.json").read_text())[f"{rule}-digits-8"]
+    assert numbers["test_accuracy"] == round(100 * json.loads(Path("here/history.json").read_text())["epochs"][-1]["test_accuracy"], 2)
+    assert Path(f"pictures/{rule}-digits-8.png").read_bytes().startswith(b"\x89PNG")
+    if rule == "tssl":
+        assert len(numbers["percent_with_k_spikes"]) == 5 and sum(numbers["percent_with_k_spikes"]) == pytest.approx(100, abs=0.05)
+    else:
+        assert 0 < numbers["hidden_fired_before_decision"] <= numbers["hidden_fired"] <= 100
 
 
 def test_what_cannot_be_merged(papers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,49 @@
+"""What a training says of its costs: synaptic operations, memory."""
+
+import pytest
+import torch
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
+from torch import nn
+
+from snn_rules import get_rule
+from snn_rules.activity import watch
+from snn_rules.memory import peak_memory, reset_peak
+from snn_rules.network import network
+
+
+def test_synaptic_operations() -> None:
+    torch.manual_seed(0)
+    net, spikes = network("R9-7-10", "surrogate", (6,)).eval(), (torch.rand(5, 4, 6) < 0.5).float()
+    with torch.no_grad(), watch(net, get_rule("surrogate")) as activity, DispatchCounterMode([counter := SynOpCounter()]):
+        net(spikes)
+    activity.samples = 4
+    firing, synops = activity.firing, activity.synops
+    assert synops["dense1"] == spikes.sum() * 9 / 4 and synops["dense2"] == pytest.approx(5 * 9 * firing["neuron1"] * 7)
+    assert synops["neuron1"] == pytest.approx(5 * 9 * firing["neuron1"] * 9)  # recurrent
+    assert sum(synops.values()) - synops["neuron1"] == pytest.approx(counter.get_total() / 4)
+    conv = network("4C3-10", "surrogate", (2, 6, 6))
+    with torch.no_grad(), watch(conv, get_rule("surrogate")) as activity:
+        conv(torch.ones(1, 3, 2, 6, 6))
+    activity.samples = 3
+    assert activity.synops["conv1"] == 2 * 6 * 6 * 4 * 9
+
+
+def test_synaptic_operations_of_spike_times() -> None:
+    rule = get_rule("stdbp", mode="event")
+    net = network("7-10", rule, (6,))
+    times = torch.tensor([[[0.1, 0.2, rule.window, rule.window, 0.5, 0.9]]])
+    with torch.no_grad(), watch(net, rule) as activity:
+        net(times)
+    activity.samples = 1
+    assert activity.synops["dense1"] == 4 * 7 and activity.synops["dense2"] == pytest.approx(activity.firing["neuron1"] * 7 * 10)
+    assert isinstance(net.dense1, nn.Linear)
+
+
+def test_peak_memory() -> None:
+    reset_peak()
+    before = peak_memory()
+    held = torch.ones(50_000_000 // 4)
+    assert 30 < peak_memory() - before < 200
+    del held
+    reset_peak()
+    assert peak_memory() < before + 30
