@@ -93,15 +93,31 @@ class RuleNode(neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return self._compiled_forward(x_seq)
-        self._check(x_seq, "m")
-        states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
-        spikes, after = self._run(x_seq, states)
+        given = self._given(tuple(self._memories.values()))
+        self._check(x_seq, "m", states=given)
+        spikes, after = self._run(x_seq, self.materialize_states((x_seq,), given, "m"))
         self._memories.update(zip(self._memories, after, strict=True))
+        self._report.last = after[0]
         return spikes
+
+    def _given(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The states to start from: those at hand, or where the layer runs again for `torch.utils.checkpoint`, those of the first run."""
+        report, goes_on = self._report, states[0] is self._report.last
+        if not _in_backward():
+            report.first, report.calls = states, report.calls + 1 if goes_on else 1
+        elif goes_on and report.calls > 1:
+            raise RuleError(
+                f"{self._where()}: a checkpoint runs it again, but it ran {report.calls} times since its last reset, and which state it had "
+                f"then is not known; use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
+            )
+        elif goes_on:
+            return report.first
+        return states
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        self._check(inputs[0], "m", states=states)
         spikes, after = self._run(inputs[0], states)
         return (spikes,), after
 
@@ -159,11 +175,12 @@ class RuleNode(neuron.BaseNode):
 
     def reset(self) -> None:
         super().reset()
-        self._report.learned = False
+        self._report.learns = False
 
     def detach(self) -> None:
         super().detach()
-        self._report.learned = False
+        self._report.last = None  # what follows is a train of its own
+        self._report.learns = False
 
     def _after_backward(self) -> None:
         if self._report.silent:
@@ -175,7 +192,7 @@ class RuleNode(neuron.BaseNode):
     def _where(self) -> str:
         return f"neuron {self.path!r} ({self.rule.name})" if self.path else f"{type(self).__name__} ({self.rule.name})"
 
-    def _check(self, x: Any, step_mode: str, weight: Tensor | None = None) -> None:
+    def _check(self, x: Any, step_mode: str, weight: Tensor | None = None, states: tuple[Any, ...] = ()) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
@@ -184,11 +201,15 @@ class RuleNode(neuron.BaseNode):
         if step_mode == "m" and x.shape[0] == 0:
             raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}, T = 0 time steps; pass at least one")
         learns = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
-        if self._report.learned and learns and any(isinstance(value, Tensor) for value in self._memories.values()):
+        if not learns or step_mode == "s" or _in_backward():
+            return
+        if self._report.learns and any(isinstance(value, Tensor) for value in states):
             raise RuleError(
-                f"{self._where()}: its state comes from a train that a backward pass has already used; call "
-                f"functional.reset_net(net) after each training step (or functional.detach_net(net) to go on with the train)"
+                f"{self._where()}: its state comes from a train that it learns from already, and {self.rule.name!r} learns from whole trains; "
+                f"call functional.reset_net(net) after each training step, or functional.detach_net(net) to go on with the train; "
+                f"and let nothing cut a train, such as memopt's can_chunk"
             )
+        self._report.learns = True
 
     def _check_finite(self, x: Tensor, state: State) -> None:
         """NaN and inf in the input stay in the state: looking at the last step finds them."""
@@ -206,6 +227,11 @@ def warn_zero_gradient(where: str, rule: str) -> None:
         f"can fire (try larger weights, or a lower v_threshold), or the loss cannot teach {rule!r} (use rule.loss, which fits its code)",
         stacklevel=3,
     )
+
+
+def _in_backward() -> bool:
+    """A layer runs in a backward pass where it was checkpointed: it runs a second time, and its state has been counted."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _state_dtype(x: Tensor) -> torch.dtype:

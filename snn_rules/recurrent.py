@@ -10,7 +10,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from .kernels.autograd import Job, run
-from .neuron import RuleNode, _state_dtype
+from .neuron import RuleNode, _in_backward, _state_dtype
 from .rule import LearningRule, RuleError
 
 
@@ -24,8 +24,14 @@ def check_recurrent(rule: LearningRule, where: str) -> None:
 def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Spikes `[T, N, F]` of `node` fed by `x[T, N, F]` and by its own spikes of the step before; and the last spikes."""
     dtype = _state_dtype(x)
-    node._check(x, "m", weight)
-    states = node.materialize_states((x,), tuple(node._memories.values()), "m")
+    given = tuple(node._memories.values())
+    if _in_backward() and given[0] is node._report.last:
+        raise RuleError(
+            f"{node._where()}: a checkpoint runs a recurrent layer again, from the state that it left; "
+            f"use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
+        )
+    node._check(x, "m", weight, given)
+    states = node.materialize_states((x,), given, "m")
     state = dict(zip(node._memories, states, strict=True))
     if not isinstance(y, Tensor) or y.shape != x.shape[1:]:
         y = torch.zeros_like(x[0], dtype=dtype)
@@ -37,6 +43,7 @@ def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: 
     if node.store_v_seq:
         node.v_seq = torch.stack(job.recorded)
     node._memories.update((name, job.state[name]) for name in node._memories)
+    node._report.last = job.state["v"]
     return spikes.to(x.dtype), job.state["y"].to(x.dtype)
 
 
@@ -71,6 +78,16 @@ class RecurrentNode(RuleNode):
             raise RuleError(f"{self._where()}: the input has shape {list(x_seq.shape)}; pass [T, N, {self.features}]")
         spikes, self.y = run_recurrent(self, x_seq, self.weight, self.y)
         return spikes
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        own = dict(self._memories)
+        self._memories.update(zip(own, states, strict=True))
+        try:
+            return (self.multi_step_forward(*inputs),), tuple(self._memories.values())
+        finally:
+            self._memories.update(own)
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         raise RuleError(f"{self._where()}: a recurrent layer runs in step mode 'm'; call functional.set_step_mode(net, 'm')")

@@ -18,9 +18,12 @@ from .program import diagnosed
 
 @dataclass
 class Report:
-    """What the backward passes leave behind for the neuron that ran them."""
+    """What the passes leave behind for the neuron that ran them."""
 
-    learned: bool = False  # a backward pass went through the train whose state the neuron holds
+    learns: bool = False  # from the train whose state the neuron holds
+    first: tuple[Any, ...] = ()  # the states from which the last run started,
+    last: Any = None  # its last potential,
+    calls: int = 0  # and how many runs the train has had
     silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
     values: Any = None  # what the rule's diagnostics read, of the last backward pass
 
@@ -43,9 +46,8 @@ class Job:
         self.finite = tape.finite
         return spikes, tape
 
-    def learned(self, dx: Tensor, neurons: State) -> None:
+    def passed(self, dx: Tensor, neurons: State) -> None:
         report = self.report
-        report.learned = True
         if self.rule.diagnostics:
             report.values = SimpleNamespace(T=dx.shape[0], **{name: neurons[name] for name in diagnosed(self.rule)})
         if report.silent is None and dx.numel():
@@ -72,11 +74,6 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     spikes, _ = job.forward(x, weight)  # the adjoint is derived: autograd walks back through the steps
     job.state = {name: value.detach() for name, value in job.state.items()}
     job.recorded = [value.detach() for value in job.recorded]
-
-    def after(_: Tensor) -> None:
-        job.report.learned = True
-
-    spikes.register_hook(after)  # type: ignore[no-untyped-call]
     return spikes
 
 
@@ -101,5 +98,5 @@ class _Learn(torch.autograd.Function):
             dx, neurons = run_by.backward(job.rule, tape, grads[0])
         else:
             dx, dx_weights, d_weight, neurons = run_by.recurrent_backward(job.rule, tape, grads[0], weight)
-        job.learned(dx, neurons)
+        job.passed(dx, neurons)
         return dx, d_weight, dx_weights if ctx.needs_input_grad[2] else None, None
