@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from spikingjelly.activation_based import base, functional, layer, model, neuron
+from spikingjelly.activation_based.model import masnn, maxformer, ms_resnet, qkformer, snas_net, spike_dhs, spike_driven_transformer, spikformer
 from torch import nn
 
 from .neuron import RuleNode
@@ -25,6 +26,12 @@ from .registry import get_rule
 from .rule import LearningRule, RuleError
 
 _NEURONS = "spikingjelly.activation_based.neuron"
+_LIF = (neuron.LIFNode, neuron.OTTTLIFNode, neuron.SLTTLIFNode, spike_dhs.save_v_LIFNode)  # all fire as LIFNode does
+_OWN_NEURONS = (masnn, maxformer, ms_resnet, qkformer, spike_driven_transformer, spikformer)  # their spiking_neuron=None is the paper's
+_AVERAGED = (  # SpikingJelly's models that give the mean over time
+    masnn.MASNN, maxformer.MaxFormer, ms_resnet.MSResNet, ms_resnet.MaxResNet, qkformer.QKFormer, spike_dhs.SpikeDHS,
+    spike_driven_transformer.SpikeDrivenTransformer, spikformer.Spikformer,
+)  # fmt: skip
 _MODULE_ATTRIBUTES = set(vars(nn.Module()))
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
@@ -62,14 +69,16 @@ def build(
     """A SpikingJelly model whose neurons learn by `rule`, in step mode 'm' (unless `step_mode` is passed).
 
     `factory` is one of SpikingJelly's model factories, or its name ("spiking_resnet18"); `args` and `kwargs` are its
-    own, `rule_options` and `where` those of `convert`. Where it takes a `spiking_neuron` and none is given, that is
-    `LIFNode` with `decay_input=False`.
+    own, `rule_options` and `where` those of `convert`. A factory that has no neuron of its own and is given no
+    `spiking_neuron` gets `LIFNode` with `decay_input=False`. A model that goes through time itself (SNASNet) stays in
+    step mode 's'.
     """
     make = _factory(factory) if isinstance(factory, str) else factory
-    if "spiking_neuron" in inspect.signature(make).parameters and "spiking_neuron" not in kwargs:
+    if "spiking_neuron" not in kwargs and _needs_neuron(make):
         kwargs = {"decay_input": False, **kwargs, "spiking_neuron": neuron.LIFNode}
     net = convert(make(*args, **kwargs), rule, where=where, **(rule_options or {}))
-    functional.set_step_mode(net, kwargs.get("step_mode", "m"))
+    if not isinstance(net, snas_net.SNASNet):
+        functional.set_step_mode(net, kwargs.get("step_mode", "m"))
     return net
 
 
@@ -104,6 +113,8 @@ def convert(net: nn.Module, rule: str | LearningRule, *, where: Where | None = N
     if wanted.fuse(net, {path: rule for path, (_, rule, _) in configured.items()}):
         return net
     containers = _containers(net, wanted, sites)
+    if len(sites) == len(every) and not wanted.capabilities.averaged:
+        _refuse_averages(net, wanted)
     for path, module in sites.items():
         if isinstance(module, RecurrentNode):
             check_recurrent(configured[path][1], f"convert: {path!r}")
@@ -130,7 +141,7 @@ def site_of(path: str, module: nn.Module) -> Site | None:
     kind = type(module)
     if kind is neuron.IFNode:
         tau, decay_input = math.inf, False
-    elif kind is neuron.LIFNode:
+    elif kind in _LIF:
         tau, decay_input = float(stock.tau), stock.decay_input
     elif kind is neuron.ParametricLIFNode:
         tau, decay_input = 1.0 / float(stock.w.detach().sigmoid()), stock.decay_input
@@ -213,17 +224,43 @@ def _containers(net: nn.Module, rule: LearningRule, sites: Mapping[str, nn.Modul
                 )
             check_recurrent(rule, f"convert: {path!r}")
             found.append(module)
-        elif isinstance(module, layer.ElementWiseRecurrentContainer) and not rule.capabilities.single_step:
+        elif isinstance(module, (layer.ElementWiseRecurrentContainer, snas_net.SNASNet)) and not rule.capabilities.single_step:
+            remedy = "a model in step mode 'm'" if isinstance(module, snas_net.SNASNet) else "LinearRecurrentContainer or snn_rules.RecurrentNode"
             raise RuleError(
-                f"convert: {path!r} is an ElementWiseRecurrentContainer, which runs step by step, but {rule.name!r} learns from the "
-                f"whole spike train; use LinearRecurrentContainer or snn_rules.RecurrentNode"
+                f"convert: {_place(path)} is an {type(module).__name__}, which runs step by step, but {rule.name!r} learns from the "
+                f"whole spike train; use {remedy}"
             )
     return found
 
 
+def _place(path: str) -> str:
+    return repr(path) if path else "the network"
+
+
+def _refuse_averages(net: nn.Module, rule: LearningRule) -> None:
+    for path, module in net.named_modules():
+        if isinstance(module, _AVERAGED):
+            raise RuleError(
+                f"convert: {_place(path)} ({type(module).__name__}) averages its output over time, but {rule.name!r} learns from when a spike comes; "
+                f"use a model whose output keeps time ([T, N, C]: spiking_resnet18, sew_resnet18, spiking_vgg11_bn), or another rule"
+            )
+
+
 def _factory(name: str) -> Callable[..., nn.Module]:
+    known: list[str] = []
     for info in pkgutil.iter_modules(model.__path__):
         module = importlib.import_module(f"{model.__name__}.{info.name}")
-        if name in getattr(module, "__all__", ()) and callable(getattr(module, name)):
+        own = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__ and key[0] != "_"]
+        if name in own:
             return getattr(module, name)  # type: ignore[no-any-return]
-    raise RuleError(f"build: SpikingJelly has no model factory {name!r}; pass one of {model.__name__}, by name or as an object")
+        known += own
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise RuleError(f"build: SpikingJelly has no model factory {name!r}{hint}; pass one of {model.__name__}, by name or as an object")
+
+
+def _needs_neuron(make: Callable[..., nn.Module]) -> bool:
+    """Whether a factory has a `spiking_neuron` to fill in, and no neuron of its own."""
+    taken = inspect.signature(make).parameters.get("spiking_neuron")
+    own = {module.__name__ for module in _OWN_NEURONS}
+    return taken is not None and taken.default in (None, inspect.Parameter.empty) and make.__module__ not in own

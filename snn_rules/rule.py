@@ -43,6 +43,7 @@ class Capabilities:
     exact: bool = False  # the gradient is the exact derivative of the forward pass (checked by gradcheck)
     single_step: bool = False  # learns in step mode 's' too; else it needs the whole spike train
     resets: tuple[str, ...] = ("zero",)  # what `v_reset` may ask for: "zero", "subtract"
+    averaged: bool = True  # learns where the network's output is averaged over time (False: from spike times alone)
     signal: str = "spikes"  # what travels between layers: "spikes" or "times"
     pooling: str = "avg"  # what a "P2" in a network string means
 

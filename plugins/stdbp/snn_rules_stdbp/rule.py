@@ -53,8 +53,8 @@ class STDBP(LearningRule):
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
         if self.mode == "event":
-            return Capabilities(exact=True, signal="times", pooling="max", resets=("zero", "subtract"))
-        return Capabilities(pooling="max", resets=("zero", "subtract"))
+            return Capabilities(exact=True, averaged=False, signal="times", pooling="max", resets=("zero", "subtract"))
+        return Capabilities(averaged=False, pooling="max", resets=("zero", "subtract"))
 
     @property
     def training(self) -> Training:  # type: ignore[override]
