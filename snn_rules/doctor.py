@@ -15,10 +15,11 @@ from rich.text import Text
 
 from .console import table
 from .experiments import versions
-from .kernels import RECURRENT, build, executor
+from .kernels import build, executor
 from .kernels.launch import remedy
+from .recurrent import check_recurrent
 from .registry import RuleInfo, get_rule
-from .rule import RuleError
+from .rule import LearningRule, RuleError
 
 
 def examine(known: Mapping[str, RuleInfo], kernels: bool = False) -> dict[str, Any]:
@@ -31,7 +32,6 @@ def examine(known: Mapping[str, RuleInfo], kernels: bool = False) -> dict[str, A
         "cuda": torch.cuda.get_device_name() if cuda else f"no device (torch is built for {torch.version.cuda or 'the CPU alone'})",
         "driver": _driver(),
         "cupy": _cupy(),
-        "recurrent": RECURRENT,
         "left out": os.environ.get("SNN_RULES_DISABLE", "") or "no rule (SNN_RULES_DISABLE)",
         "rules": found,
     }
@@ -45,6 +45,7 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
         by = "-"
         if rule["loads"]:
             by = f"{rule['executor']}: {rule['why']}" + (f"; its own layers {rule['own layers']}" if rule["own layers"] else "")
+            by += f"; recurrent layers: {rule['recurrent']}" if rule["recurrent"] != rule["executor"] else ""
         state = Text("yes", style="green") if rule["loads"] else Text(f"no: {rule['error']}", style="red")
         shown.add_row(rule["name"], rule["distribution"], rule["version"], state, by)
     rows = report.get("kernels")
@@ -66,9 +67,19 @@ def _rule(info: RuleInfo) -> dict[str, Any]:
     try:
         rule, x = get_rule(info.name), torch.zeros(1, 1, 1)
         runner, own = executor(rule, x), rule.own_layers(x)
-        return entry | {"loads": True, "error": None, "executor": runner.name, "why": runner.why, "own layers": ": ".join(own) if own else None}
+        said = {"executor": runner.name, "why": runner.why, "recurrent": _recurrent(rule, x), "own layers": ": ".join(own) if own else None}
+        return entry | {"loads": True, "error": None} | said
     except RuleError as refusal:
         return entry | {"loads": False, "error": str(refusal), "executor": None, "why": None}
+
+
+def _recurrent(rule: LearningRule, x: torch.Tensor) -> str:
+    """What runs a recurrent layer, or why none can be trained."""
+    try:
+        check_recurrent(rule, "refused")
+    except RuleError as refusal:
+        return str(refusal)
+    return executor(rule, x, recurrent=True).name
 
 
 def _compiler() -> str:

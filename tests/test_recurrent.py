@@ -8,7 +8,6 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import snn_rules
-from snn_rules import kernels
 
 RULES = {"surrogate": {}, "tssl": {}, "strsbp": {"v_threshold": 1.0}, "stdbp": {}}
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -112,14 +111,6 @@ def test_bad_input():
         snn_rules.RecurrentNode(0, "tssl")
     with pytest.raises(snn_rules.RuleError, match=r"mode='event'"):
         snn_rules.RecurrentNode(5, "stdbp", mode="event")
-
-
-def test_recurrent_layers_say_once_that_they_run_on_torch():
-    kernels._say_once.cache_clear()
-    with pytest.warns(UserWarning, match="recurrent layers run on torch tensors, step by step") as said:
-        for _ in range(2):
-            snn_rules.RecurrentNode(5, "tssl")(signal(dtype=torch.float32))
-    assert len(said) == 1
 
 
 def test_forgotten_reset_although_the_input_needs_no_gradient():

@@ -18,25 +18,20 @@ from .build import NoCompiler
 from .compiled import Compiled, kernels
 from .eager import Eager
 
-__all__ = ["RECURRENT", "Compiled", "Eager", "executor"]
-
-RECURRENT = "recurrent layers run on torch tensors, step by step: there are no kernels between their matrix products"
+__all__ = ["Compiled", "Eager", "executor"]
 
 
 def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
     """The executor for this rule on the device and in the dtype of `x`. What falls back to torch says so, once."""
-    if recurrent:
-        _say_once(RECURRENT)
-        return _eager(RECURRENT)
     if os.environ.get("SNN_RULES_EXECUTOR") == "eager":
         return _eager("SNN_RULES_EXECUTOR=eager")
     if x.device.type not in ("cpu", "cuda"):
         return _eager(f"there are no kernels for {x.device.type}")
     try:
         if x.device.type == "cuda":
-            launch.kernels(rule, x.shape[0], x.dtype == torch.float64, x.device)
+            launch.kernels(rule, x.shape[0], x.dtype == torch.float64, x.device, recurrent)
             return _launched
-        kernels(rule, x.shape[0], x.dtype == torch.float64)
+        kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
     except (NoCompiler, launch.NoCupy, RuleError) as cause:
         _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
         return _eager(str(cause))

@@ -41,8 +41,8 @@ class Job:
     recorded: list[Tensor] = field(default_factory=list)
     finite: bool | None = None  # of the state afterwards; None: the executor has not looked
 
-    def forward(self, x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tape]:
-        spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record)
+    def forward(self, x: Tensor, weight: Tensor | None, learns: bool = True) -> tuple[Tensor, Tape]:
+        spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record, learns)
         self.finite = tape.finite
         return spikes, tape
 
@@ -67,7 +67,7 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     wanted = [t for t in (x, weight, x_weights) if t is not None and t.requires_grad]
     if not (wanted and torch.is_grad_enabled()):
         with torch.no_grad():
-            return job.forward(x, weight)[0]
+            return job.forward(x, weight, learns=False)[0]
     if job.rule.sweeps or job.run_by.derives:
         spikes: Tensor = _Learn.apply(x, weight, x_weights, job)
         return spikes

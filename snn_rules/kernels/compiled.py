@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..rule import LearningRule
-from . import cpp
 from .buffers import empty_like
 from .build import build
 from .prelude import prelude
 from .program import Program, program
+from .steps import for_cpu
 from .trains import ByKernels
 
 UNROLLED = 8  # trains up to this length are walked without a loop
@@ -25,7 +26,7 @@ class Kernels:
 
     def __init__(self, plan: Program, double: bool, steps: int | None):
         self.program = plan
-        sources = [cpp.forward(plan, steps), *(cpp.backward(plan, k, steps) for k in range(len(plan.stages)))]
+        sources = for_cpu(plan, steps)
         library = build(prelude(double) + "".join(source.text for source in sources))
         self._run = []
         for source in sources:
@@ -41,18 +42,27 @@ class Kernels:
         threads = torch.get_num_threads() if T * M >= PARALLEL else 1
         return int(function(pointers, T, M, threads))
 
+    def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
+        """Kernel `index`, of one step, over these tensors: to be called with each step."""
+        function, names, array = self._run[index]
+        pointers = array(*[None if (t := tensors.get(name)) is None else t.data_ptr() for name in names])
+        threads = torch.get_num_threads() if M >= PARALLEL else 1
+        return lambda t: function(pointers, t, M, threads)
+
 
 _made = lru_cache(maxsize=512)(Kernels)
-_found: dict[tuple[int, int, bool], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than small kernels
+_found: dict[tuple[int, int, bool, bool], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than small kernels
 
 
-def kernels(rule: LearningRule, T: int, double: bool) -> Kernels:
+def kernels(rule: LearningRule, T: int, double: bool, recurrent: bool = False) -> Kernels:
     """The kernels of a rule for trains of `T` steps: short trains and rules with a `between` have kernels of their own."""
-    found = _found.get((id(rule), T, double))
+    found = _found.get((id(rule), T, double, recurrent))
     if found is None:
         if len(_found) >= 4096:
             _found.clear()
-        found = _found[id(rule), T, double] = rule, _made(program(rule, T), double, T if T <= UNROLLED else None)
+        plan = program(rule, T, recurrent)
+        steps = T if T <= UNROLLED and (plan.coupled or not recurrent) else None
+        found = _found[id(rule), T, double, recurrent] = rule, _made(plan, double, steps)
     return found[1]
 
 
@@ -62,8 +72,8 @@ class Compiled(ByKernels):
     name = "compiled for the CPU"
     why = "a C++ compiler is installed"
 
-    def load(self, rule: LearningRule, x: Tensor) -> Kernels:
-        return kernels(rule, x.shape[0], x.dtype == torch.float64)
+    def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Kernels:
+        return kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
 
     def empty_like(self, x: Tensor) -> Tensor:
         return empty_like(x)

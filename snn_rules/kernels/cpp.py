@@ -35,6 +35,7 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
     pointers = (
         "x",
         "late",
+        "sent",
         "g",
         "dx",
         *(f"in_{n}" for n in states),
@@ -54,7 +55,7 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
 
 
 def _gain(program: Program) -> str:
-    return "" if program.rule.gain == 1.0 else f" * K({constant(program.rule.gain)})"
+    return "" if program.gain == 1.0 else f" * K({constant(program.gain)})"
 
 
 def _step(program: Program, stage: Stage | None = None) -> str:
@@ -80,13 +81,17 @@ def _step(program: Program, stage: Stage | None = None) -> str:
 
 def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
     """Lines that load the step's own values."""
-    sources = {"a": _arrival(program), "x": f"A::get(p_x + t * M + j, n){_gain(program)}", "g": "A::get(p_g + t * M + j, n)"}
+    sources = {
+        "a": _arrival(program),
+        "x": f"A::get(p_{'sent' if program.recurrent else 'x'} + t * M + j, n){_gain(program)}",
+        "g": "A::get(p_g + t * M + j, n)",
+    }
     return [f"const V {name} = {sources[name]};" for name in wanted if name in reads]
 
 
 def _arrival(program: Program) -> str:
     """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
-    delay = program.rule.delay
+    delay = program.delay
     now = f"A::get(p_x + (t - {delay}) * M + j, n)" if delay else "A::get(p_x + t * M + j, n)"
     return (f"(t < {delay} ? A::get(p_late + t * M + j, n) : {now})" if delay else now) + _gain(program)
 
@@ -124,7 +129,7 @@ def _first_walk(program: Program, body: str, start: dict[str, float], width: int
 
 
 def _reverse_walk(program: Program, stage: Stage) -> str:
-    walk, delay = stage.back, program.rule.delay
+    walk, delay = stage.back, program.delay
     assert walk is not None
     ahead = stage.ahead.carry if stage.ahead else {}
 

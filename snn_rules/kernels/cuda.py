@@ -7,7 +7,7 @@ from `j0` on that one launch serves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,12 @@ def prelude(double: bool) -> str:
 
 def kernels(program: Program) -> tuple[Kernel, ...]:
     """The forward kernel, then one for each part of the backward pass."""
-    return (_forward(program), *(_backward(program, k) for k in range(len(program.stages))))
+    return (_forward(program), *(backward(program, k) for k in range(len(program.stages))))
 
 
-def source(program: Program, double: bool) -> str:
+def source(kernels: Iterable[Kernel], double: bool) -> str:
     """The whole translation unit."""
-    return prelude(double) + "".join(kernel.text for kernel in kernels(program))
+    return prelude(double) + "".join(kernel.text for kernel in kernels)
 
 
 # ---- the walk through the steps --------------------------------------------------------------------------------------
@@ -83,11 +83,11 @@ def _forward(program: Program) -> Kernel:
     recorded = ("record",) if "v" in states else ()
     body += ["if (p_record) p_record[at] = v_v;"] if recorded else []
     text = [*_begin(program), *_loop("N t = 0; t < T; ++t", body), *(f"p_out_{n}[j] = v_{n};" for n in states)]
-    reads = ("x", *(("late",) if program.rule.delay else ()), *(f"in_{n}" for n in states))
-    return _kernel("forward", text, reads, ("s", *(f"out_{n}" for n in states), *recorded), ("T", "M"))
+    reads = ("x", *(("late",) if program.delay else ()), *(f"in_{n}" for n in states))
+    return kernel("forward", text, reads, ("s", *(f"out_{n}" for n in states), *recorded), ("T", "M"))
 
 
-def _backward(program: Program, index: int) -> Kernel:
+def backward(program: Program, index: int) -> Kernel:
     """A part of the backward pass: `dx` if it is the last, and values of each neuron."""
     stage, states = program.stages[index], list(program.rule.state)
     lines, width = Lines(_name_ahead), len(stage.scratch)
@@ -98,8 +98,8 @@ def _backward(program: Program, index: int) -> Kernel:
     text = [*_begin(program, stage), *_loop("N t = 0; t < T; ++t", body)]
     text += _reverse(program, stage) if stage.back else [f"p_c_{n}[j] = f_{n};" for n in stage.writes]
     given = dict.fromkeys([*(f"n_{n}" for n in stage.neurons), *(("n_scale",) if stage.scaled else ())])
-    reads = ("x", *(("late",) if program.rule.delay else ()), "g", *(f"in_{n}" for n in states), *given)
-    return _kernel(
+    reads = ("x", *(("late",) if program.delay else ()), *(("sent",) if program.recurrent else ()), "g", *(f"in_{n}" for n in states), *given)
+    return kernel(
         f"backward{index}", text, reads, (*(("dx",) if stage.back else ()), *(f"c_{n}" for n in stage.writes)), ("T", "M", "j0", "W"), width
     )
 
@@ -113,18 +113,18 @@ _PREFIX_AHEAD = {"state": "v_", "carry": "f_", "step": "", "neuron": "n_", "tota
 
 
 def _gain(program: Program) -> str:
-    return "" if program.rule.gain == 1.0 else f" * K({constant(program.rule.gain)})"
+    return "" if program.gain == 1.0 else f" * K({constant(program.gain)})"
 
 
 def _arrival(program: Program) -> str:
     """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
-    delay = program.rule.delay
+    delay = program.delay
     read = f"(t < {delay} ? p_late[at] : p_x[at - {delay} * M])" if delay else "p_x[at]"
     return f"const V a = {read}{_gain(program)};"
 
 
 def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
-    loads = {"a": _arrival(program), "x": f"const V x = p_x[at]{_gain(program)};", "g": "const V g = p_g[at];"}
+    loads = {"a": _arrival(program), "x": f"const V x = p_{program.sent}[at]{_gain(program)};", "g": "const V g = p_g[at];"}
     return [loads[name] for name in wanted if name in reads]
 
 
@@ -146,7 +146,7 @@ def _begin(program: Program, stage: Stage | None = None) -> list[str]:
 
 
 def _reverse(program: Program, stage: Stage) -> list[str]:
-    walk, delay = stage.back, program.rule.delay
+    walk, delay = stage.back, program.delay
     assert walk is not None
     ahead = stage.ahead.carry if stage.ahead else {}
 
@@ -183,7 +183,7 @@ def _loop(over: str, body: list[str]) -> list[str]:
     return [f"for ({over}) {{", "  const N at = t * M + j; (void)at;", *(f"  {line}" for line in body), "}"]
 
 
-def _kernel(name: str, body: list[str], reads: tuple[str, ...], writes: tuple[str, ...], sizes: tuple[str, ...], scratch: int = 0) -> Kernel:
+def kernel(name: str, body: list[str], reads: tuple[str, ...], writes: tuple[str, ...], sizes: tuple[str, ...], scratch: int = 0) -> Kernel:
     writes = (*writes, "scratch") if scratch else writes
     made = Kernel(name, "", reads, writes, sizes, scratch)
     said = [f"{kind} __restrict__ {_pointer(n)}" if kind.endswith("*") else f"const {kind} {n}" for kind, n in made.parameters]

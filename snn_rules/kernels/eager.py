@@ -48,9 +48,11 @@ class Eager:
     why = "the reference: torch operations, one time step after another"
 
     def forward(
-        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None
+        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None, learns: bool = True
     ) -> tuple[Tensor, State, Tape, list[Tensor]]:
         """Spikes `[T, N, *]`, the state after the last step, the tape, and the values of the state named by `record`.
+
+        Where it `learns` not, no backward pass will follow: the tape may be empty.
 
         `x` is `[T, N, *]` in the dtype of the state. `state` holds the rule's states (one that is no tensor is at rest), and
         `late` (the inputs still on their way, `[delay, N, *]`) where the rule has a delay. With `weight[F, F]` the layer is recurrent: `weight`

@@ -8,7 +8,7 @@ neurons than `SCRATCH` bytes hold, a backward pass is several launches, one afte
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..rule import LearningRule, RuleError
 from . import cuda
 from .program import Program, program
+from .steps import for_gpu
 from .trains import ByKernels
 
 SCRATCH = 512 << 20  # bytes, at most, that a backward pass keeps beside its tensors
@@ -37,8 +38,7 @@ def remedy() -> str:
 
 def pack(kernel: cuda.Kernel, tensors: dict[str, Tensor | None], sizes: dict[str, int]) -> tuple[np.generic, ...]:
     """The arguments in the order and width of the kernel's parameters; a name without a tensor is a null pointer."""
-    packed, x = list[np.generic](), tensors["x"]
-    assert x is not None
+    packed, x = list[np.generic](), next(tensor for tensor in tensors.values() if tensor is not None)
     for kind, name in kernel.parameters:
         tensor = tensors.get(name)
         if kind == "N":
@@ -55,11 +55,11 @@ class Kernels:
     """The kernels of a rule for one dtype, loaded on one device."""
 
     def __init__(self, plan: Program, double: bool, device: torch.device):
-        self.program, self.kernels, self.device = plan, cuda.kernels(plan), device
+        self.program, self.kernels, self.device = plan, for_gpu(plan), device
         try:
             self._cupy = importlib.import_module("cupy")
             with self._current():
-                module = self._cupy.RawModule(code=cuda.source(plan, double), options=cuda.OPTIONS)
+                module = self._cupy.RawModule(code=cuda.source(self.kernels, double), options=cuda.OPTIONS)
                 self._functions = [module.get_function(kernel.name) for kernel in self.kernels]
         except ImportError as cause:
             raise NoCupy(f"CuPy cannot be imported ({_first_line(cause)}); {remedy()}") from cause
@@ -78,6 +78,20 @@ class Kernels:
                 W = min(width, M - j0)
                 arguments = pack(kernel, tensors, {"T": T, "M": M, "j0": j0, "W": W})
                 self._functions[index]((-(-W // cuda.BLOCK),), (cuda.BLOCK,), arguments)
+
+    def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
+        """Kernel `index`, of one step, over these tensors: to be called with each step."""
+        kernel, grid = self.kernels[index], (-(-M // cuda.BLOCK),)
+        arguments = list(pack(kernel, {**tensors}, {"t": 0, "M": M}))
+        place = [name for _, name in kernel.parameters].index("t")
+
+        def run(t: int) -> None:
+            arguments[place] = np.int64(t)
+            if M:
+                with self._current():
+                    self._functions[index](grid, (cuda.BLOCK,), tuple(arguments))
+
+        return run
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -98,22 +112,22 @@ _loaded = lru_cache(maxsize=512)(Kernels)
 _found: dict[tuple[Any, ...], tuple[LearningRule, Kernels | Exception]] = {}  # by identity: comparing rules takes longer than a launch
 
 
-def kernels(rule: LearningRule, T: int, double: bool, device: torch.device) -> Kernels:
+def kernels(rule: LearningRule, T: int, double: bool, device: torch.device, recurrent: bool = False) -> Kernels:
     """The kernels of a rule for trains of `T` steps (which matter only to a rule that has a `between`)."""
-    key = id(rule), T, double, device.type, device.index
+    key = id(rule), T, double, device.type, device.index, recurrent
     if key not in _found:
         if len(_found) >= 4096:
             _found.clear()
-        _found[key] = rule, _try(rule, T, double, device)
+        _found[key] = rule, _try(rule, T, double, device, recurrent)
     found = _found[key][1]
     if isinstance(found, Exception):
         raise type(found)(str(found)) from found
     return found
 
 
-def _try(rule: LearningRule, T: int, double: bool, device: torch.device) -> Kernels | Exception:
+def _try(rule: LearningRule, T: int, double: bool, device: torch.device, recurrent: bool) -> Kernels | Exception:
     try:
-        return _loaded(program(rule, T), double, device)
+        return _loaded(program(rule, T, recurrent), double, device)
     except (NoCupy, RuleError) as cause:  # tried once
         return cause
 
@@ -130,8 +144,8 @@ class Launched(ByKernels):
     name = "compiled for the GPU"
     why = "CuPy is installed"
 
-    def load(self, rule: LearningRule, x: Tensor) -> Kernels:
-        return kernels(rule, x.shape[0], x.dtype == torch.float64, x.device)
+    def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Kernels:
+        return kernels(rule, x.shape[0], x.dtype == torch.float64, x.device, recurrent)
 
 
 def _first_line(cause: BaseException) -> str:

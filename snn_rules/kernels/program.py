@@ -36,15 +36,37 @@ class Program:
     rule: LearningRule
     traced: Traced
     stages: tuple[Stage, ...]
+    recurrent: bool = False  # the layer's own: `x` is what has arrived, delayed, times the gain; what is sent lies in `sent`; `dx` is not scaled
+
+    @property
+    def delay(self) -> int:
+        """Steps from an input to its arrival, which the kernels of whole trains make."""
+        return 0 if self.recurrent else self.rule.delay
+
+    @property
+    def gain(self) -> float:
+        """The factor of the input, likewise."""
+        return 1.0 if self.recurrent else self.rule.gain
+
+    @property
+    def sent(self) -> str:
+        """The array of what is sent at each step."""
+        return "sent" if self.recurrent else "x"
+
+    @property
+    def coupled(self) -> bool:
+        """The rule solves a recurrent layer; the others are unfolded in time."""
+        return type(self.rule).couple is not LearningRule.couple
 
 
-def program(rule: LearningRule, T: int) -> Program:
+def program(rule: LearningRule, T: int, recurrent: bool = False) -> Program:
     """The plan of a rule for trains of `T` steps; `RuleError` where it cannot be traced."""
-    return _program(rule, T if type(rule).between is not LearningRule.between else None)
+    between = len(rule.sweeps) > 1 and type(rule).between is not LearningRule.between
+    return _program(rule, T if between else None, recurrent)
 
 
 @lru_cache(maxsize=256)
-def _program(rule: LearningRule, T: int | None) -> Program:
+def _program(rule: LearningRule, T: int | None, recurrent: bool) -> Program:
     traced = trace(rule, T)
     if "dx" not in traced.walks[-1].put:
         raise RuleError(f"rule {rule.name!r}: its last sweep puts out {list(traced.walks[-1].put)}; it should put out 'dx'")
@@ -62,15 +84,22 @@ def _program(rule: LearningRule, T: int | None) -> Program:
             continue
         between = traced.between[k - 1] if waiting else None
         handed = None if waiting or not stages else traced.between[k - 1]
-        stages.append(_stage(rule, traced, waiting, walk, between or {}, last, scaled=bool(stages) and handed is None))
+        stages.append(_stage(rule, traced, waiting, walk, between or {}, last, scaled=bool(stages) and handed is None, recurrent=recurrent))
         waiting = None
-    return Program(rule, traced, tuple(stages))
+    if stages[0].neurons:
+        raise RuleError(f"rule {rule.name!r}: a sweep reads {list(stages[0].neurons)}, which neither the step nor an earlier sweep has made")
+    plan = Program(rule, traced, tuple(stages), recurrent)
+    if recurrent and not plan.coupled and (len(stages) > 1 or stages[0].ahead):
+        raise RuleError(f"rule {rule.name!r}: it has several sweeps, which cannot be unfolded through recurrent weights, and no `couple`")
+    return plan
 
 
-def _stage(rule: LearningRule, traced: Traced, ahead: Walk | None, walk: Walk, between: dict[str, Node], last: bool, scaled: bool) -> Stage:
+def _stage(
+    rule: LearningRule, traced: Traced, ahead: Walk | None, walk: Walk, between: dict[str, Node], last: bool, scaled: bool, recurrent: bool
+) -> Stage:
     back = walk if walk.reverse else None
     ahead = ahead if back else walk
-    if back and last and "scale" in between:
+    if back and last and "scale" in between and not recurrent:
         back = Walk(True, back.start, {"dx": back.put["dx"] * between["scale"]}, back.carry)  # type: ignore[operator]
     ahead_roots = list(ahead.carry.values()) if ahead else []
     back_roots = [*back.put.values(), *back.carry.values()] if back else []
@@ -81,9 +110,9 @@ def _stage(rule: LearningRule, traced: Traced, ahead: Walk | None, walk: Walk, b
     made = {*(ahead.carry if ahead else ()), *between}
     neurons = tuple(dict.fromkeys(name for kind, name in read if kind == "neuron" or (kind == "total" and name not in made)))
     left = [*(ahead.carry if ahead else ()), *between, *(back.carry if back else ())]
-    writes = tuple(name for name in left if not last or name in diagnosed(rule))
+    writes = tuple(name for name in left if not last or recurrent or name in diagnosed(rule))  # `couple` may read any
     steps = [tuple(name for kind, name in leaves(roots, cut) if kind == "step") for roots, cut in ((ahead_roots, ()), (back_roots, scratch))]
-    return Stage(ahead, back, scratch, between, steps[0], steps[1], neurons, writes, scaled)
+    return Stage(ahead, back, scratch, between, steps[0], steps[1], neurons, writes, scaled and not recurrent)
 
 
 def _scratch(traced: Traced, roots: list[Node]) -> tuple[Node, ...]:

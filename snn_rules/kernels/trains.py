@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..rule import LearningRule
+from ..rule import LearningRule, RuleError
+from . import recurrent
 from .eager import Eager, State, Tape
 from .program import Program
 
@@ -21,14 +23,17 @@ class Loaded(Protocol):
     def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> int | None:
         """Run kernel `index` (0: forward, k: the k-th walk back); not 0 if a state is not finite, None if nothing has looked."""
 
+    def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
+        """Kernel `index`, of one step, over these tensors: to be called with each step."""
+
 
 class ByKernels(Eager):
-    """Kernels for feed-forward layers; a recurrent layer's matrix products lie between the steps, which run on torch."""
+    """Kernels of whole trains; for a recurrent layer, whose matrix products lie between them, kernels of its steps."""
 
     derives = True  # a rule without sweeps gets its adjoint from its graph
 
-    def load(self, rule: LearningRule, x: Tensor) -> Loaded:
-        """The kernels of a rule for trains like `x`."""
+    def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Loaded:
+        """The kernels of a rule for trains like `x`, or those of a recurrent layer."""
         raise NotImplementedError
 
     def empty_like(self, x: Tensor) -> Tensor:
@@ -36,10 +41,12 @@ class ByKernels(Eager):
         return torch.empty_like(x)
 
     def forward(
-        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None
+        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None, learns: bool = True
     ) -> tuple[Tensor, State, Tape, list[Tensor]]:
-        if weight is not None or record not in (None, "v"):  # `executor` gives a recurrent layer to `Eager`
+        if record not in (None, "v"):
             return super().forward(rule, x, state, weight, record)
+        if weight is not None:
+            return recurrent.forward(self, rule, x, state, weight, record, learns)
         x = x.contiguous()
         T, M = x.shape[0], x[0].numel()
         given = {f"in_{n}": s.contiguous() for n in rule.state if isinstance(s := state.get(n), Tensor)}
@@ -58,16 +65,27 @@ class ByKernels(Eager):
         if tape.steps:
             return super().backward(rule, tape, g)
         x, g = tape.neurons["x"], g.contiguous()
-        T, M = x.shape[0], x[0].numel()
-        run = self.load(rule, x)
-        dx, neurons = self.empty_like(x), dict[str, Any]()
+        dx = self.empty_like(x)
         if rule.delay:
-            dx[max(T - rule.delay, 0) :] = 0
+            dx[max(x.shape[0] - rule.delay, 0) :] = 0
+        return dx, self.walk_back(self.load(rule, x), rule, {**tape.neurons, "g": g, "dx": dx})
+
+    def recurrent_backward(self, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
+        if tape.steps:
+            return super().recurrent_backward(rule, tape, g, weight)
+        return recurrent.backward(self, rule, tape, g.contiguous(), weight)
+
+    def walk_back(self, run: Loaded, rule: LearningRule, given: dict[str, Tensor]) -> State:
+        """Write `dx`, by the kernels of whole trains; the values of each neuron that the sweeps leave behind."""
+        x, neurons = given["x"], dict[str, Any]()
+        T, M = x.shape[0], x[0].numel()
         for k, stage in enumerate(run.program.stages):
+            if missing := [name for name in stage.neurons if name not in neurons]:
+                raise RuleError(f"rule {rule.name!r}: a sweep reads {missing}, which neither an earlier one nor `between` has made")
             left = {name: self.empty_like(x[0]) for name in stage.writes}
             values = {f"n_{name}": neurons[name].contiguous() for name in {*stage.neurons, "scale"} & neurons.keys()}
-            run(k + 1, {**tape.neurons, "g": g, "dx": dx, **values, **{f"c_{n}": t for n, t in left.items()}}, T, M)
+            run(k + 1, {**given, **values, **{f"c_{n}": t for n, t in left.items()}}, T, M)
             neurons.update(left)
             if k + 1 < len(run.program.stages):
                 neurons.update(rule.between(SimpleNamespace(T=T, **neurons)))
-        return dx, neurons
+        return neurons

@@ -12,8 +12,8 @@ What stays unproved is what only a GPU has: its driver, its speed, CuPy's own lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from ..kernels import cuda
 from ..kernels.compiled import Compiled
 from ..kernels.launch import Launched
 from ..kernels.program import program
+from ..kernels.steps import for_gpu
 from ..kernels.trains import ByKernels
-from ..rule import LearningRule
+from ..rule import LearningRule, RuleError
 from . import fake_cupy, nvrtc
 
 
@@ -41,16 +42,26 @@ class Resources:
 
 
 def resources(rule: LearningRule, archs: Iterable[int] = nvrtc.ARCHITECTURES, T: int = 10, double: bool = False) -> list[Resources]:
-    """Every kernel of the rule, compiled for every architecture."""
-    plan, rows = program(rule, T), list[Resources]()
+    """Every kernel of the rule, those of its recurrent layers too, compiled for every architecture."""
+    archs, rows = list(archs), compiled(rule.name, for_gpu(program(rule, T)), archs, double)
+    try:
+        again = for_gpu(program(rule, T, recurrent=True))
+    except RuleError:  # it cannot train recurrent weights
+        return rows
+    return rows + [replace(row, kernel=f"recurrent {row.kernel}") for row in compiled(rule.name, again, archs, double)]
+
+
+def compiled(rule: str, kernels: Sequence[cuda.Kernel], archs: Iterable[int] = nvrtc.ARCHITECTURES, double: bool = False) -> list[Resources]:
+    """These kernels, as one unit, compiled for every architecture."""
+    rows = list[Resources]()
     for arch in archs:
         try:
-            used, error = nvrtc.build(cuda.source(plan, double), arch).kernels, "NVRTC left it out"
+            used, error = nvrtc.build(cuda.source(kernels, double), arch).kernels, "NVRTC left it out"
         except nvrtc.CompileError as cause:
             used, error = {}, str(cause).partition("\n")[0]
-        for kernel in cuda.kernels(plan):
+        for kernel in kernels:
             made = used.get(kernel.name)
-            rows.append(Resources(rule.name, kernel.name, arch, made is not None, *((made.registers, made.spills) if made else (0, 0, error))))
+            rows.append(Resources(rule, kernel.name, arch, made is not None, *((made.registers, made.spills) if made else (0, 0, error))))
     return rows
 
 
@@ -70,6 +81,35 @@ def agreement(
         found = _both(Launched(), rule, x, g, state)
     wanted = _both(by_cpu, rule, x, g, state)
     assert found.keys() == wanted.keys()
+    return {name: (found[name], wanted[name]) for name in wanted}
+
+
+def recurrent_agreement(
+    rule: LearningRule,
+    shape: tuple[int, int, int] = (12, 4, 70),
+    dtype: torch.dtype = torch.float32,
+    arch: int = 80,
+    scale: float = 1.0,
+    warm: bool = True,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """As `agreement`, of a recurrent layer of `[T, N, features]`."""
+    draw = torch.Generator().manual_seed(0)
+    before, x, g = (torch.randn(shape, generator=draw, dtype=dtype) for _ in range(3))
+    before, x = (scale * (value + 0.5) for value in (before, x))
+    weight = scale * torch.randn(shape[2], shape[2], generator=draw, dtype=dtype) / shape[2] ** 0.5
+    by_cpu = Compiled()
+    state = by_cpu.forward(rule, before, {}, weight)[1] if warm else {}
+
+    def run(executor: ByKernels) -> dict[str, Tensor]:
+        spikes, after, tape, recorded = executor.forward(rule, x, state, weight, "v" if "v" in rule.state else None)
+        dx, dx_weights, d_weight, neurons = executor.recurrent_backward(rule, tape, g, weight)
+        made = {"spikes": spikes, "dx": dx, "dx for weights": dx_weights, "dweight": d_weight}
+        made |= {f"state {n}": t for n, t in after.items()} | {f"value {n}": t for n, t in neurons.items()}
+        return made | ({"recorded": torch.stack(recorded)} if recorded else {})
+
+    with fake_cupy.installed(arch):
+        found = run(Launched())
+    wanted = run(by_cpu)
     return {name: (found[name], wanted[name]) for name in wanted}
 
 

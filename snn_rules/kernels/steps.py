@@ -1,0 +1,162 @@
+"""Kernels of one time step, for a recurrent layer: the neurons between two matrix products. One text for C++ and CUDA.
+
+`step` takes one step of the neurons: `r` holds weight @ y, the spikes of the step before. Where a backward pass will follow, it keeps
+what that needs: the spikes before (`before`), what has arrived (`a`), what was sent (`sent`), or the values `z0`, `z1`...
+that the reverse sweep reads. `step_back` takes one step of the sweep that is unfolded through the recurrent weights: `r` holds
+weight^T @ dx of the step after. A rule that couples its neurons has the kernels of whole trains as its backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import cpp, cuda
+from .emit import Lines, constant, leaves
+from .graph import BOOLEAN, Node
+from .program import Program
+
+NOW, LAST = "t * M + j", "(t - 1) * M + j"
+SOURCES = {"a": "a", "sent": "x"}  # where what a sweep reads of each step is kept
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kernel's lines for one neuron, and its pointers: those that it reads and those that it writes."""
+
+    name: str
+    lines: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Language:
+    """How an element of an array is read and written."""
+
+    read: str
+    write: str
+
+    def get(self, name: str, at: str = "j") -> str:
+        return self.read.format(name=name, at=at)
+
+    def put(self, name: str, value: str, at: str = NOW) -> str:
+        return self.write.format(name=name, at=at, value=value)
+
+
+CPP = Language("A::get(p_{name} + {at}, n)", "A::put(p_{name} + {at}, {value}, n);")
+CUDA = Language("p_{name}[{at}]", "p_{name}[{at}] = {value};")
+
+
+def for_cpu(program: Program, steps: int | None) -> list[cpp.Source]:
+    """The kernels of a plan in C++: the forward one, then the backward pass. The step of a recurrent layer's comes in the place of T."""
+    whole = [cpp.backward(program, k, steps) for k in range(len(program.stages))] if program.coupled or not program.recurrent else []
+    if not program.recurrent:
+        return [cpp.forward(program, steps), *whole]
+    return [*(_cpp(one) for one in _steps(program, CPP)), *whole]
+
+
+def for_gpu(program: Program) -> tuple[cuda.Kernel, ...]:
+    """The same in CUDA C."""
+    if not program.recurrent:
+        return cuda.kernels(program)
+    made = [cuda.kernel(one.name, list(one.lines), one.reads, one.writes, ("t", "M")) for one in _steps(program, CUDA)]
+    return (*made, *(cuda.backward(program, k) for k in range(len(program.stages)) if program.coupled))
+
+
+def kept(program: Program) -> tuple[str, ...]:
+    """What `step` keeps of each step."""
+    read = {name for stage in program.stages for name in (*stage.ahead_reads, *stage.back_reads)} | ({"a"} if program.coupled else set())
+    values = [] if program.coupled else [f"z{k}" for k in range(len(program.stages[0].scratch))]
+    return ("before", *(name for name, source in SOURCES.items() if source in read), *values)
+
+
+def finals(program: Program) -> tuple[str, ...]:
+    """The states after the last step that `step_back` reads."""
+    walk = program.stages[0].back
+    assert walk is not None
+    return tuple(name for kind, name in leaves([*walk.put.values(), *walk.carry.values()], program.stages[0].scratch) if kind == "final")
+
+
+# ---- the lines -------------------------------------------------------------------------------------------------------
+
+
+def _steps(program: Program, language: Language) -> list[Step]:
+    return [_ahead(program, language), *([] if program.coupled else [_back(program, language)])]
+
+
+def _ahead(program: Program, language: Language) -> Step:
+    rule, traced, get, put = program.rule, program.traced, language.get, language.put
+    gain = "" if rule.gain == 1.0 else f" * K({constant(rule.gain)})"
+    now = f"(t < {rule.delay} ? {get('late', NOW)} : {get('x', f'(t - {rule.delay}) * M + j')})" if rule.delay else get("x", NOW)
+    lines = Lines(lambda leaf: {"state": f"v_{leaf.value[1]}", "step": leaf.value[1]}[leaf.value[0]])
+    values = {"before": "y", "a": "a"}
+    if not program.coupled:
+        values |= {f"z{k}": _number(node, lines(node)) for k, node in enumerate(program.stages[0].scratch)}
+    spike, after = lines(traced.spike), {name: lines(node) for name, node in traced.state.items()}
+    text = [
+        f"const V y = {get('y')};",
+        f"const V r = {get('r')};",
+        f"const V a = {now}{gain} + r;",
+        *(f"const V v_{n} = {get(f'v_{n}')};" for n in rule.state),
+    ]
+    text += [*lines.text, put("s", spike), put("y", spike, "j"), *(put(f"v_{n}", value, "j") for n, value in after.items())]
+    for name in kept(program):
+        if name == "sent":  # at the step before: from below, and the layer's own spikes of then
+            text.append(f"if (p_sent && t > 0) {put('sent', get('x', LAST) + gain + ' + r', LAST)}")
+        else:
+            text.append(f"if (p_{name}) {put(name, values[name])}")
+    text += [f"if (p_record) {put('record', after['v'])}"] if "v" in rule.state else []
+    reads = ("x", *(("late",) if rule.delay else ()), "r")
+    return Step("step", tuple(text), reads, ("y", "s", *(f"v_{n}" for n in rule.state), *kept(program), *(("record",) if "v" in rule.state else ())))
+
+
+def _back(program: Program, language: Language) -> Step:
+    (stage,), get, put = program.stages, language.get, language.put
+    walk = stage.back
+    assert walk is not None and stage.ahead is None
+
+    def name(leaf: Node) -> str:
+        kind, what = leaf.value
+        return {"carry": f"k_{what}", "final": f"f_{what}", "step": str(what)}[kind]
+
+    lines = Lines(name, {id(node): f"z{k}" for k, node in enumerate(stage.scratch)}, prefix="b")
+    dx, after = lines(walk.put["dx"]), {n: lines(node) for n, node in walk.carry.items()}
+    text = [f"const V g = {get('g', NOW)} + {get('r')};"]
+    text += [f"const V {n} = {get(source, NOW)};" for source, n in SOURCES.items() if n in stage.back_reads]
+    for k, node in enumerate(stage.scratch):
+        text.append(f"const B z{k} = {get(f'z{k}', NOW)} != K(0);" if node.op in BOOLEAN else f"const V z{k} = {get(f'z{k}', NOW)};")
+    text += [f"const V k_{n} = {get(f'k_{n}')};" for n in walk.carry] + [f"const V f_{n} = {get(f'f_{n}')};" for n in finals(program)]
+    text += [*lines.text, put("dx", dx), *(put(f"k_{n}", value, "j") for n, value in after.items())]
+    reads = ("g", "r", *(n for n in kept(program) if n != "before"), *(f"f_{n}" for n in finals(program)))
+    return Step("step_back", tuple(text), reads, ("dx", *(f"k_{n}" for n in walk.carry)))
+
+
+def _number(node: Node, value: str) -> str:
+    return f"{value} ? K(1) : K(0)" if node.op in BOOLEAN else value
+
+
+# ---- C++ -------------------------------------------------------------------------------------------------------------
+
+
+def _cpp(step: Step) -> cpp.Source:
+    pointers = (*step.reads, *step.writes)
+    unpack = "".join(f"    R* const p_{n} = (R*)p[{k}]; (void)p_{n};\n" for k, n in enumerate(pointers))
+    lines = "".join(f"      {line}\n" for line in step.lines)
+    text = f"""
+extern "C" int {step.name}(void** p, int64_t t, int64_t M, int threads) {{
+#pragma omp parallel num_threads(threads)
+  {{
+    Flush flush; (void)flush;
+{unpack}    const auto one = [&](auto kind, int64_t j, int n) __attribute__((always_inline)) {{
+      typedef decltype(kind) A; (void)n;
+{lines}    }};
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < (M + L - 1) / L; ++c) {{
+      const int n = M - c * L < L ? M - c * L : L;
+      if (n == L) one(Quick(), c * L, L); else one(Part(), c * L, n);
+    }}
+  }}
+  return 0;
+}}
+"""
+    return cpp.Source(step.name, text, pointers)
