@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -42,6 +42,19 @@ class Activity:
         """
         return {path: operations / max(self.samples, 1) for path, operations in self._operations.items()}
 
+    @classmethod
+    def total(cls, parts: Sequence[Activity], samples: int) -> Activity:
+        """Of `samples` in all, whose parts have gone through different processes."""
+        total = cls(parts[0].window)
+        total.samples = samples
+        for part in parts:
+            for path, spikes in part._spikes.items():
+                total._spikes[path] += spikes
+                total._places[path] += part._places[path]
+            for path, operations in part._operations.items():
+                total._operations[path] += operations
+        return total
+
     def active(self, x: Tensor) -> float:
         return float(x.count_nonzero() if self.window is None else (x < self.window).sum())
 
@@ -61,7 +74,7 @@ class Activity:
 
 @contextmanager
 def watch(net: nn.Module, rule: LearningRule) -> Iterator[Activity]:
-    """Count what `net` does; `activity.samples` is for the caller to count."""
+    """Count what `net` does."""
     activity = Activity(rule.window if rule.capabilities.signal == "times" else None)
     hooks = []
     for path, module in net.named_modules():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,9 +40,20 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def begin(path: Path, resume: bool, held: ExitStack) -> dict[str, Any] | None:
+    """Take the folder of `path` for one training, until `held` is closed; what `resume` is to go on with."""
+    if path.parent.is_dir() or not resume:
+        held.enter_context(_alone(path.parent))
+    if resume:
+        return load(path)
+    if path.exists():
+        raise RuleError(f"{str(path.parent)!r} holds a training already; pass --resume to go on with it, or another --out")
+    return None
+
+
 def write(path: Path, put: Callable[[IO[bytes]], object], keep: bool = False) -> None:
     """Let `put` write a file that takes the place of `path` once it is safely on disk; `keep` what was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -49,10 +61,41 @@ def write(path: Path, put: Callable[[IO[bytes]], object], keep: bool = False) ->
             file.flush()
             os.fsync(file.fileno())
         if keep and path.exists():
-            os.replace(path, previous(path))
+            _keep(path)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as cause:  # torch.save turns a full disk into a RuntimeError
         reason = " ".join(str(cause).split())
         raise RuleError(f"{str(path)!r} cannot be written ({reason}); what was there is untouched, make room or choose another --out") from cause
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _keep(path: Path) -> None:
+    """A second name for what `path` holds: there is a checkpoint at `path` all the while."""
+    second = path.with_name(f".{path.name}.{os.getpid()}.second.part")
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without links: for a moment there is only the previous one, and `load` says so
+        second = path
+    os.replace(second, previous(path))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second training in the same folder; clear away what one that was killed has left half written."""
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+        for half in folder.glob(".*.[0-9]*.part"):
+            half.unlink()
+    except filelock.Timeout as cause:
+        raise RuleError(f"{str(folder)!r} is in use by another training; wait for it, or choose another --out") from cause
+    except OSError as cause:
+        raise RuleError(f"{str(folder)!r} cannot be used as a folder for the training ({cause.strerror}); choose another --out") from cause
+    try:
+        yield
+    finally:
+        lock.release()

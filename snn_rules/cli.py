@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from .console import err, out, plain, table
+from .console import out, plain, say, table
 from .options import (
     BatchOption,
     DatasetOption,
@@ -46,7 +46,7 @@ class Commands(TyperGroup):
         except RuleError as refusal:
             if ctx.params.get("debug"):
                 raise
-            err.print(f"snn-rules: {' '.join(str(refusal).split())}", style="red", soft_wrap=True)
+            say(str(refusal), "red")
             raise typer.Exit(2) from refusal
 
 
@@ -194,9 +194,16 @@ def train(
         typer.Option("--resume", help="Go on from the checkpoint in --out (or of the recipe and seed), to the bit as if there had been no break."),
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves to DIR/tensorboard, for `tensorboard --logdir DIR`.")] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Be one of the processes that torchrun starts; each takes its part of every batch.")
+    ] = False,
 ) -> None:
-    """Train a network by one rule. The rule's own settings are the defaults: 'trains with' in snn-rules info RULE."""
+    """Train a network by one rule. The rule's own settings are the defaults: 'trains with' in snn-rules info RULE.
+
+    In several processes (one a GPU, or gloo on CPUs), with the curve of one: torchrun --nproc-per-node 2 -m snn_rules train --distributed --rule tssl
+    """
     from . import experiments, recipes
+    from .distributed import team
 
     written = recipes.load(recipe) if recipe else None
     if written is None and rule is None:
@@ -211,7 +218,8 @@ def train(
             raise RuleError(f"train: recipe {recipe!r} is for rule {written.rule!r}, not {rule!r}; leave --rule out, or the recipe")
         rule = written.rule
     task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings, written)
-    experiments.train(task, str(rule), option or [], seed, folder, resume, tensorboard)
+    with team(distributed, device) as together:
+        experiments.train(task, str(rule), option or [], seed, folder, resume, tensorboard, together)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,14 @@ from rich.table import Table
 
 out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
+first_to_say: Callable[[str], bool] = lambda text: True  # noqa: E731  of several processes that train together
+
+
+def say(text: str, style: str) -> None:
+    """A refusal or a warning: one line on stderr."""
+    line = f"snn-rules: {' '.join(text.split())}"
+    if first_to_say(line):
+        err.print(line, style=style, soft_wrap=True)
 
 
 def table(*columns: str, right: int | None = None) -> Table:
@@ -27,8 +35,8 @@ def table(*columns: str, right: int | None = None) -> Table:
 def progress() -> Iterator[Progress]:
     """A bar that is gone when it is done; meanwhile warnings are single yellow lines above it."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with warnings.catch_warnings(), Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        warnings.showwarning = lambda message, *_, **__: err.print(f"snn-rules: warning: {message}", style="yellow", soft_wrap=True)
+    with warnings.catch_warnings(), Progress(*columns, console=out, transient=True, disable=out.quiet or not out.is_terminal) as bar:
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}", "yellow")
         yield bar
 
 

@@ -17,7 +17,8 @@ import torch
 
 from . import checkpoint, data, plot
 from .board import Board
-from .console import err, out, progress, table
+from .console import out, progress, say, table
+from .distributed import ALONE, Alone
 from .network import network
 from .recipes import Recipe
 from .registry import get_rule, rules
@@ -60,13 +61,15 @@ class Task:
         return {**about, "limit_train": self.limit_train, **more}
 
 
-def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path | None, resume: bool, tensorboard: bool = False) -> None:
+def train(
+    task: Task, name: str, options: Sequence[str], seed: int, folder: Path | None, resume: bool, tensorboard: bool = False, team: Alone = ALONE
+) -> None:
     """One rule, with a checkpoint and history.json after each epoch."""
     if resume and folder is None and task.recipe is None:
         raise RuleError("train: --resume needs --out with the folder of the training to go on with")
     given = get_rule(name).resolve(task.recipe.options) if task.recipe else {}
     rule = configured(name, {**given, **get_rule(name).resolve(dict(map(option, options)))})
-    samples, config, where = task.data(), task.config(rule, seed), task.folder(folder, name, seed)
+    samples, config, where = task.data(), task.config(rule, seed), team.first(lambda: task.folder(folder, name, seed))
     about = {**task.about(rule), "rule": name, "options": asdict(rule), "cite": rule.cite, "config": asdict(config)}
 
     board = Board(where / "tensorboard") if tensorboard else None
@@ -82,12 +85,14 @@ def train(task: Task, name: str, options: Sequence[str], seed: int, folder: Path
         used["samples"] = {"train": len(samples.train_y), "test": len(samples.test_y)}
         write_json(where / "history.json", {**about, **best, **used, **asdict(history)})
 
+    remedy = f"--out {shlex.quote(str(where))} --resume goes on after the last whole epoch"
     try:
-        history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, told)
+        with team.watch(remedy):
+            history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, told, team)
+            team.first(lambda: put(history))
     except KeyboardInterrupt:
-        err.print(f"snn-rules: stopped; --out {shlex.quote(str(where))} --resume goes on after the last whole epoch", style="yellow", soft_wrap=True)
+        say(f"stopped; {remedy}", "yellow")
         raise
-    put(history)
     top, last = history.epochs[history.best].test_accuracy, history.last.test_accuracy
     written = f"wrote {where / 'checkpoint.pt'} and {where / 'history.json'}"
     out.print(f"best {top:.2%} (epoch {history.best + 1}), last {last:.2%}; {written}", style="bold", soft_wrap=True)
@@ -166,6 +171,7 @@ def _fit(
     folder: Path | None = None,
     resume: bool = False,
     each: Callable[[History], None] | None = None,
+    team: Alone = ALONE,
 ) -> History:
     torch.manual_seed(config.seed)
     net = network(config.network, rule, samples.shape, samples.classes, config.init, config.pool_gain)
@@ -189,4 +195,5 @@ def _fit(
             resume,
             on_step=lambda epoch, step, _: bar.update(task, completed=epoch * steps + step),
             on_epoch=tell,
+            team=team,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from . import checkpoint
 from .activity import Activity, watch
 from .coding import count_loss
 from .data import Data
+from .distributed import ALONE, Alone
 from .memory import peak_memory, reset_peak
 from .neuron import RuleNode
 from .registry import get_rule
@@ -138,28 +139,31 @@ def fit(
     resume: bool = False,
     on_step: Callable[[int, int, int], None] | None = None,
     on_epoch: Callable[[int, History], None] | None = None,
+    team: Alone = ALONE,
 ) -> History:
     """Train `net` by `rule`, and return what each epoch left behind.
 
     With a `folder`, `checkpoint.pt` in it is written after each epoch, and `resume` goes on from there: to the bit as
     if there had been no break. `on_step(epoch, step, steps)` and `on_epoch(epoch, history)` are told of progress.
     The same seed gives the same curve (and the same initial weights, if the caller has used it to make them).
+    With a `team`, of `distributed.team`, several processes train together; the first alone writes and tells of epochs.
     """
+    if config.batch_size < team.size:
+        raise RuleError(f"training: batch_size={config.batch_size} is less than a sample for each of the {team.size} processes; raise it")
     if folder is None:
-        return _Trainer(net, rule, data, config).run(None, History(), on_step, on_epoch)
+        return _Trainer(net, rule, data, config, team).run(None, History(), on_step, on_epoch)
     path = Path(folder) / "checkpoint.pt"
-    with nullcontext() if resume and not path.parent.is_dir() else _alone(path.parent):
-        trainer, history = _Trainer(net, rule, data, config), History()
-        if resume:
-            history = trainer.restore(path, checkpoint.load(path))
-        elif path.exists():
-            raise RuleError(f"{str(folder)!r} holds a training already; pass --resume to go on with it, or another --out")
+    with ExitStack() as held:
+        state = team.first(lambda: checkpoint.begin(path, resume, held))
+        trainer = _Trainer(net, rule, data, config, team)
+        history = trainer.restore(path, state) if state else History()
         return trainer.run(path, history, on_step, on_epoch)
 
 
 class _Trainer:
-    def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config):
-        self.net, self.rule, self.data, self.config = net.to(config.device), rule, data, config
+    def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config, team: Alone):
+        self.net, self.rule, self.data, self.config, self.team = net.to(config.device), rule, data, config, team
+        self.shared = team.wrap(net)  # the same network, its gradients those of all processes
         self.scaled = config.normalize and not data.temporal
         self.mean = float(data.train_x.mean()) if config.mean is None and self.scaled else config.mean or 0.0
         self.std = float(data.train_x.std()) if config.std is None and self.scaled else config.std or 1.0
@@ -169,11 +173,14 @@ class _Trainer:
     def run(self, path: Path | None, history: History, on_step: Any, on_epoch: Any) -> History:
         for epoch in range(len(history.epochs), self.config.epochs):
             history.epochs.append(self.epoch(epoch, on_step or (lambda *_: None)))
-            if path:
-                checkpoint.save(path, self.state(history))
-            if on_epoch:
-                on_epoch(epoch, history)
+            self.team.first(lambda epoch=epoch: self.keep(epoch, history, path, on_epoch))  # type: ignore[misc]
         return history
+
+    def keep(self, epoch: int, history: History, path: Path | None, on_epoch: Any) -> None:
+        if path:
+            checkpoint.save(path, self.state(history))
+        if on_epoch:
+            on_epoch(epoch, history)
 
     def epoch(self, epoch: int, on_step: Callable[[int, int, int], None]) -> Epoch:
         begun, times, config = time.perf_counter(), [], self.config
@@ -186,12 +193,12 @@ class _Trainer:
         for step, index in enumerate(order):
             clock = time.perf_counter()
             x, y = self.batch(self.data.train_x[index], self.data.train_y[index])
-            loss, out = self.step(x, y)
+            loss, right = self.step(x, y, epoch * len(order) + step)
             if not math.isfinite(loss):
                 raise RuleError(f"training: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower the learning rate (--lr)")
             times.append(time.perf_counter() - clock)
             total += loss * (1 if config.reduction == "sum" else len(y))
-            hits += int((self.rule.predict(out) == y).sum())
+            hits += right
             on_step(epoch, step + 1, len(order))
         count = len(self.data.train_y)
         nodes = [(path, module) for path, module in self.net.named_modules() if isinstance(module, RuleNode)]
@@ -201,13 +208,16 @@ class _Trainer:
         did = activity.firing, activity.mean, seconds, step_ms, activity.synops, peak_memory(config.device)
         return Epoch(total / count, hits / count, accuracy, *did, {name: value for name, value in counted.items() if value is not None})
 
-    def step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
-        out = self.net(self.data.encode(self.rule, x, self.config.T))
-        config = self.config
+    def step(self, x: Tensor, y: Tensor, number: int) -> tuple[float, int]:
+        """The loss of the batch, and how many of its samples the network has right."""
+        config, (mine, share) = self.config, self.team.part(len(y), self.config.reduction)
+        sent, y = self.data.encode(self.rule, x, config.T)[:, mine], y[mine]
+        with self.team.noise(config.seed, number):
+            out = self.shared(sent)
         if config.loss == "count":
-            loss = count_loss(out, y, config.desired, config.undesired, reduction=config.reduction)
+            loss = share * count_loss(out, y, config.desired, config.undesired, reduction=config.reduction)
         else:
-            loss = self.rule.loss(out, y, reduction=config.reduction)
+            loss = share * self.rule.loss(out, y, reduction=config.reduction)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         if self.config.clip is not None:
@@ -218,22 +228,28 @@ class _Trainer:
                 for weight in self.net.parameters():
                     weight.clamp_(-self.config.clamp, self.config.clamp)
         functional.reset_net(self.net)
-        return loss.item(), out.detach()
+        right = (self.rule.predict(out.detach()) == y).sum()
+        total, hits = self.team.sum([loss.item() / self.team.size, share and right.item()])
+        return total, int(hits)
 
     @torch.no_grad()
     def test(self) -> tuple[float, Activity]:
         """Accuracy and firing on the test set; random input codes are drawn anew from the seed, the same ones each time."""
         self.net.eval()
-        hits = 0
+        right = 0
         devices = range(torch.cuda.device_count()) if self.config.device != "cpu" else ()
         with torch.random.fork_rng(devices), watch(self.net, self.rule) as activity:
             torch.manual_seed(self.config.seed)
             for index in torch.split(torch.arange(len(self.data.test_y)), self.config.batch_size):
                 x, y = self.batch(self.data.test_x[index], self.data.test_y[index])
-                hits += int((self.rule.predict(self.net(self.data.encode(self.rule, x, self.config.T))) == y).sum())
-                functional.reset_net(self.net)
-        activity.samples = len(self.data.test_y)
-        return hits / len(self.data.test_y), activity
+                mine = self.team.own(len(y))
+                sent = self.data.encode(self.rule, x, self.config.T)[:, mine]
+                if sent.shape[1]:
+                    right += int((self.rule.predict(self.net(sent)) == y[mine]).sum())
+                    functional.reset_net(self.net)
+        counts = self.team.gather((right, activity))
+        total = Activity.total([each for _, each in counts], len(self.data.test_y))
+        return sum(right for right, _ in counts) / len(self.data.test_y), total
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         scaled = (x - self.mean) / self.std if self.scaled else x
@@ -248,7 +264,7 @@ class _Trainer:
         return {"rule": self.rule.name, **{f"option {k}": v for k, v in asdict(self.rule).items()}, **config, **data}
 
     def state(self, history: History) -> dict[str, Any]:
-        rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if self.config.device != "cpu" else []}
+        rng = {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if self.config.device != "cpu" else []}
         return {
             "identity": self.identity(),
             "config": asdict(self.config),
@@ -272,24 +288,5 @@ class _Trainer:
             raise RuleError(f"checkpoint {str(path)!r} is of another network: {reason}") from cause
         torch.set_rng_state(state["rng"]["cpu"])
         if state["rng"]["cuda"] and self.config.device != "cpu":
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+            torch.cuda.set_rng_state(state["rng"]["cuda"][0])
         return History([Epoch(**epoch) for epoch in state["history"]])
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second training in the same folder."""
-    import filelock
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout as cause:
-        raise RuleError(f"{str(folder)!r} is in use by another training; wait for it, or choose another --out") from cause
-    except OSError as cause:
-        raise RuleError(f"{str(folder)!r} cannot be used as a folder for the training ({cause.strerror}); choose another --out") from cause
-    try:
-        yield
-    finally:
-        lock.release()
