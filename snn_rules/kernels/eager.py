@@ -62,7 +62,7 @@ class Eager:
 
         def given(name: str, shape: tuple[int, ...]) -> Tensor:
             value = state.get(name)
-            return value if isinstance(value, Tensor) else torch.full(shape, start[name], dtype=x.dtype, device=x.device)
+            return value if isinstance(value, Tensor) else torch.full_like(x.new_empty(shape), start[name])  # by which op_counter knows states
 
         rule_state = {name: given(name, x.shape[1:]) for name in rule.state}
         sent, state_after = x, {}
