@@ -59,13 +59,16 @@ def psc(spikes: Tensor, tau_s: float) -> Tensor:
 
 
 def first_spike_steps(spikes: Tensor) -> Tensor:
-    """The step of a neuron's one spike, `T` where it is silent: `[T, N, C]` -> `[N, C]`.
+    """The step of a neuron's first spike, `T` where it is silent: `[T, N, C]` -> `[N, C]`.
 
-    Written so that its derivative by `spikes[t]`, differenced over time, is the derivative by the spike's time.
+    Written so that its derivative by `spikes[t]`, differenced over time, is the derivative by the time of a spike at `t`:
+    1 for the first, 0 for later ones.
     """
     T = spikes.shape[0]
-    early = torch.arange(-T, 0, dtype=spikes.dtype, device=spikes.device)
-    return T + torch.einsum("t,t...->...", early, spikes)
+    first = torch.where(spikes.any(0), (spikes != 0).to(torch.uint8).argmax(0), T)
+    steps = torch.arange(T, device=spikes.device).view(-1, *[1] * first.dim())
+    early = (steps - first.clamp(max=T - 1) - 1).clamp(max=0).to(spikes.dtype)
+    return first + (early * (spikes - spikes.detach())).sum(0)
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------

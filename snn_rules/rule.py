@@ -196,8 +196,12 @@ class LearningRule:
 
     def couple(self, weight: Tensor, dx: Tensor, s_before: Tensor, sums: Any) -> tuple[Tensor, Tensor] | None:
         """A recurrent layer's own mathematics: from `dx[T, N, F]` unscaled, the spikes a step before and the weights
-        `[F, F]` to the `scale` of the errors and that of the weights' gradient. None: the sweep runs through the
-        recurrent weights step by step (back-propagation through time, with this rule's neuron)."""
+        `[F, F]` to the factors `[N, F]` of the errors that go below and of the weights' gradient.
+
+        Where a rule has this method, no sweep runs through the recurrent weights: their gradient is `dx` times that
+        factor, times the spikes a step before, and factors of one are a rule without errors between its neurons. Without
+        it the sweep runs through them step by step (back-propagation through time, with this rule's neuron).
+        """
         return None
 
     # ---- in a network ------------------------------------------------------------------------------------------

@@ -45,6 +45,16 @@ def test_losses_by_hand() -> None:
     assert float(coding.first_spike_loss(times, torch.tensor([0]))) == pytest.approx(math.log(1 + math.exp(-1)))
 
 
+def test_the_first_spike_and_what_moving_a_spike_does() -> None:
+    spikes = torch.tensor([[0.0, 1, 1, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).t().reshape(5, 1, 4).requires_grad_()
+    steps = coding.first_spike_steps(spikes)
+    assert steps.tolist() == [[1.0, 0.0, 4.0, 5.0]]
+    steps.sum().backward()
+    assert spikes.grad is not None
+    moved = torch.cat([spikes.grad[1:], torch.zeros(1, 1, 4)]) - spikes.grad  # of a spike that is one step later
+    assert [moved[t, 0, 0].item() for t in (1, 2, 4)] == [1.0, 0.0, 0.0] and moved[0, 0, 1] == moved[4, 0, 2] == 1.0
+
+
 def test_psc_is_the_convolution_with_its_kernel() -> None:
     train = (torch.rand(9, 2, generator=torch.Generator().manual_seed(0)) < 0.4).double()
     eps = [(1 - 1 / 3) ** k / 3 for k in range(9)]

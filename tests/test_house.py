@@ -90,8 +90,8 @@ def test_the_papers_of_the_bundled_rules_are_cited() -> None:
 def test_the_mathematics_of_each_rule_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / ".ci")
     count = importlib.import_module("rule_lines")
-    found = {name: count.lines(ROOT / folder) for name, folder in count.RULES.items() if (ROOT / folder).exists()}
-    assert len(found) >= 3 and all(10 < lines < 80 for lines in found.values()), found
+    found = {name: count.lines(ROOT / folder) for name, folder in count.RULES.items()}
+    assert len(found) == 5 and all(10 < lines < 80 for lines in found.values()), found
 
 
 def test_what_the_core_imports_is_what_it_depends_on() -> None:

@@ -1,0 +1,1 @@
+"""The learning rule eprop, a plugin of snn_rules."""

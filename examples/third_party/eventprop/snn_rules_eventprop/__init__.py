@@ -1,0 +1,1 @@
+"""The learning rule eventprop, a plugin of snn_rules."""
