@@ -46,7 +46,7 @@ def on_page_markdown(markdown, page, config, files):
             return text  # a folder is no page
         name = path.relative_to(ROOT).as_posix()
         if not name.startswith("docs/"):
-            inside = AS_PAGES.get(name) or f"source/{name}"
+            inside = AS_PAGES.get(name) or f"source/{name}{'.txt' * name.endswith('.md')}"
             if name not in AS_PAGES and files.get_file_from_path(inside) is None:
                 files.append(File.generated(config, inside, abs_src_path=str(path)))
             path = ROOT / "docs" / inside

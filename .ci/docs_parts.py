@@ -5,6 +5,7 @@
 
 import dataclasses
 import html
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def commands():
     text = html.unescape(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     text = text[text.index("## ") :].replace("**Usage**:\n\n", "").replace("* `--help`: Show this message and exit.\n", "")
     say(re.sub(r"\*\*Options\*\*:\n\n(?=\n|$|#)", "", text).rstrip().replace("\n\n\n", "\n\n"))
+
+
+def lens():
+    """The tables of benchmarks/lens.py, from its results."""
+    sys.path.insert(0, "benchmarks")
+    from lens import RESULTS, tables
+
+    say(tables(json.loads(RESULTS.read_text())["runs"]))
 
 
 def say(*lines):
