@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .conversion import Site
+    from .kernels.cuda import Kernel
 
 Values = dict[str, Any]
 
@@ -232,6 +233,10 @@ class LearningRule:
         A `RuleError` says why there is none.
         """
         raise RuleError("has no counterpart among SpikingJelly's neurons")
+
+    def own_kernels(self) -> tuple[Kernel, ...]:
+        """The CUDA kernels of the layers that `fuse` makes: for `snn-rules doctor --kernels` and `snn_rules.testing.proof`."""
+        return ()
 
     def initialize(self, net: nn.Module) -> nn.Module:
         """Set the weights of `net` to values from which this rule learns; the default keeps PyTorch's own."""

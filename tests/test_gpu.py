@@ -113,3 +113,55 @@ def test_half_precision_outside_single_inside(dtype: torch.dtype) -> None:
     spikes = snn_rules.RuleNode("tssl", step_mode="m")(x)
     assert spikes.dtype == dtype
     assert torch.equal(spikes.float(), snn_rules.RuleNode("tssl", step_mode="m")(x.float()))
+
+
+RECURRENT: list[tuple[str, dict[str, Any], float]] = [
+    ("surrogate", {}, 2.0), ("tssl", {}, 1.0), ("tssl", {"psc": "output", "decay_input": True}, 5.0), ("stdbp", {"revive": 1.0}, 0.1),
+    ("strsbp", {"v_threshold": 2.0}, 4.0), ("strsbp", {"v_threshold": 2.0, "delay": 0, "gradient": "paper", "solver": "taylor"}, 4.0),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient of exactly zero")  # one step of five neurons
+@pytest.mark.parametrize(("name", "options", "scale"), RECURRENT)
+@pytest.mark.parametrize("shape", [(12, 4, 70), (1, 1, 5), (100, 16, 400)])
+def test_a_recurrent_layer_by_kernels_equals_eager_torch_on_the_gpu(
+    name: str, options: dict[str, Any], scale: float, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64: the two devices' products differ in the last bit, so both run here; a spike that such a bit flips fails."""
+    draw, found = torch.Generator().manual_seed(0), []
+    x, g = (torch.randn(shape, generator=draw, dtype=torch.float64).cuda() for _ in range(2))
+    weight = scale * torch.randn(shape[-1], shape[-1], generator=draw, dtype=torch.float64) / shape[-1] ** 0.5
+    for forced in ("", "eager"):
+        monkeypatch.setenv("SNN_RULES_EXECUTOR", forced)
+        node = snn_rules.RecurrentNode(shape[-1], name, **options).double().cuda()
+        node.weight.data.copy_(weight)
+        leaf = (scale * (x + 0.5)).requires_grad_()
+        assert isinstance(executor(node.rule, leaf, recurrent=True), launch.Launched) != bool(forced)
+        spikes = node(leaf)
+        (spikes * g).sum().backward()
+        found.append((spikes.detach(), node.v, leaf.grad, node.weight.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    for mine, want in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(mine, want, rtol=0, atol=1e-10 * max(1.0, float(want.abs().max())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_event_layers_equal_those_of_the_cpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 5, bias=False), snn_rules.RuleNode("stdbp"), torch.nn.MaxPool2d(2), torch.nn.Flatten(),
+        torch.nn.Linear(2304, 300), snn_rules.RuleNode("stdbp"),
+    )  # fmt: skip
+    rule = snn_rules.get_rule("stdbp", mode="event", revive=1.0)
+    rule.initialize(snn_rules.convert(net, rule)).to(dtype)
+    times, found = rule.encode(torch.rand(32, 1, 28, 28, dtype=dtype), 1)[0], []
+    assert rule.own_layers(times.cuda()) == ("compiled for the GPU", "CuPy is installed")
+    for device in ("cpu", "cuda", "cuda"):
+        net.to(device).zero_grad()
+        out = net(times.to(device))
+        out.square().mean().backward()
+        found.append([out.detach().cpu(), *(p.grad.cpu().clone() for p in net.parameters() if p.grad is not None)])
+    assert torch.equal(found[1][0], found[0][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[1], found[2], strict=True))  # no order is left to chance
+    for mine, want in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(mine, want, rtol=0, atol=(1e-10 if dtype == torch.float64 else 1e-4) * float(want.abs().max()))

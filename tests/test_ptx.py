@@ -65,6 +65,14 @@ def test_integers_floats_and_bits() -> None:
     assert np.array_equal(out, np.abs(wide - 5) / (1 + wide) + np.sqrt(wide))
 
 
+def test_integers_are_divided_towards_zero() -> None:
+    o = np.zeros((96, 4), np.int64)
+    body = "if (n) { const long long a = i - 40; o[4 * i] = a / n; o[4 * i + 1] = a % n; o[4 * i + 2] = (int)a / m; o[4 * i + 3] = (unsigned)i % 7; }"
+    run(body, "long long* o, long long n, int m", [o, np.int64(-7), np.int32(9)])
+    want = [[int((i - 40) / -7), (i - 40) - int((i - 40) / -7) * -7, int((i - 40) / 9), i % 7] for i in range(96)]
+    assert o.tolist() == want
+
+
 def test_a_fused_multiply_add_is_rounded_once() -> None:
     draw = np.random.default_rng(0)
     a, b = (draw.normal(size=96).astype(np.float32) for _ in range(2))

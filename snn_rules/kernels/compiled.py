@@ -47,7 +47,11 @@ class Kernels:
         function, names, array = self._run[index]
         pointers = array(*[None if (t := tensors.get(name)) is None else t.data_ptr() for name in names])
         threads = torch.get_num_threads() if M >= PARALLEL else 1
-        return lambda t: function(pointers, t, M, threads)
+
+        def run(t: int, held: object = tensors) -> None:
+            function(pointers, t, M, threads)
+
+        return run
 
 
 _made = lru_cache(maxsize=512)(Kernels)

@@ -8,7 +8,7 @@ from `j0` on that one launch serves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .emit import Lines, constant
@@ -36,7 +36,7 @@ typedef bool B;
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's text and its parameters in order: pointers that it reads, pointers that it writes, sizes."""
+    """A kernel's text and its parameters in order: pointers that it reads, pointers that it writes, to integers, sizes."""
 
     name: str
     text: str
@@ -44,11 +44,12 @@ class Kernel:
     writes: tuple[str, ...]
     sizes: tuple[str, ...]
     scratch: int = 0  # values of each step and neuron that it keeps in `scratch`
+    integers: tuple[str, ...] = ()  # read, of int64
 
     @property
     def parameters(self) -> tuple[tuple[str, str], ...]:
         """(C type, name) of each."""
-        kinds = {"const R*": self.reads, "R*": self.writes, "N": self.sizes}
+        kinds = {"const R*": self.reads, "R*": self.writes, "const N*": self.integers, "N": self.sizes}
         return tuple((kind, name) for kind, names in kinds.items() for name in names)
 
 
@@ -184,14 +185,17 @@ def _loop(over: str, body: list[str]) -> list[str]:
 
 
 def kernel(name: str, body: list[str], reads: tuple[str, ...], writes: tuple[str, ...], sizes: tuple[str, ...], scratch: int = 0) -> Kernel:
-    writes = (*writes, "scratch") if scratch else writes
-    made = Kernel(name, "", reads, writes, sizes, scratch)
+    """A thread a neuron: the `i`-th of the `M`, or of the `W` from `j0` on; its place in an array is `j`."""
+    head = ["if (i >= W) return;", "const N j = j0 + i;"] if "W" in sizes else ["if (i >= M) return;", "const N j = i;"]
+    return threads(Kernel(name, "", reads, (*writes, "scratch") if scratch else writes, sizes, scratch), [*head, *body])
+
+
+def threads(made: Kernel, body: list[str]) -> Kernel:
+    """The kernel with its text: `body` is what thread `i` does."""
     said = [f"{kind} __restrict__ {_pointer(n)}" if kind.endswith("*") else f"const {kind} {n}" for kind, n in made.parameters]
-    head = ["const N i = (N)blockIdx.x * blockDim.x + threadIdx.x;"]
-    head += ["if (i >= W) return;", "const N j = j0 + i;"] if "W" in sizes else ["if (i >= M) return;", "const N j = i;"]
-    lines = "".join(f"  {line}\n" for line in [*head, *body])
-    text = f'\nextern "C" __global__ void __launch_bounds__({BLOCK}) {name}(\n    {", ".join(said)}) {{\n{lines}}}\n'
-    return Kernel(name, text, reads, writes, sizes, scratch)
+    lines = "".join(f"  {line}\n" for line in ["const N i = (N)blockIdx.x * blockDim.x + threadIdx.x;", *body])
+    text = f'\nextern "C" __global__ void __launch_bounds__({BLOCK}) {made.name}(\n    {", ".join(said)}) {{\n{lines}}}\n'
+    return replace(made, text=text)
 
 
 def _pointer(name: str) -> str:

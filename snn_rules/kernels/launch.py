@@ -41,30 +41,52 @@ def pack(kernel: cuda.Kernel, tensors: dict[str, Tensor | None], sizes: dict[str
     packed, x = list[np.generic](), next(tensor for tensor in tensors.values() if tensor is not None)
     for kind, name in kernel.parameters:
         tensor = tensors.get(name)
+        dtype = torch.int64 if kind == "const N*" else x.dtype
         if kind == "N":
             packed.append(np.int64(sizes[name]))
-        elif tensor is not None and not (tensor.is_contiguous() and tensor.dtype == x.dtype and tensor.device == x.device):
+        elif tensor is not None and not (tensor.is_contiguous() and tensor.dtype == dtype and tensor.device == x.device):
             given = f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}, strides {list(tensor.stride())}"
-            raise RuleError(f"kernel {kernel.name!r}: {name!r} is {given}; it should be contiguous, of {x.dtype} on {x.device}")
+            raise RuleError(f"kernel {kernel.name!r}: {name!r} is {given}; it should be contiguous, of {dtype} on {x.device}")
         else:
             packed.append(np.uint64(0 if tensor is None else tensor.data_ptr()))
     return tuple(packed)
 
 
-class Kernels:
-    """The kernels of a rule for one dtype, loaded on one device."""
+class Module:
+    """Kernels of one source and dtype, loaded on one device; `whose` they are is for messages."""
 
-    def __init__(self, plan: Program, double: bool, device: torch.device):
-        self.program, self.kernels, self.device = plan, for_gpu(plan), device
+    def __init__(self, kernels: tuple[cuda.Kernel, ...], double: bool, device: torch.device, whose: str):
+        self.kernels, self.device = kernels, device
         try:
             self._cupy = importlib.import_module("cupy")
-            with self._current():
-                module = self._cupy.RawModule(code=cuda.source(self.kernels, double), options=cuda.OPTIONS)
-                self._functions = [module.get_function(kernel.name) for kernel in self.kernels]
+            with self.current():
+                module = self._cupy.RawModule(code=cuda.source(kernels, double), options=cuda.OPTIONS)
+                self._functions = [module.get_function(kernel.name) for kernel in kernels]
         except ImportError as cause:
             raise NoCupy(f"CuPy cannot be imported ({_first_line(cause)}); {remedy()}") from cause
         except Exception as cause:  # of its compiler, loader or driver: each has its own class
-            raise NoCupy(f"CuPy cannot load the kernels of {plan.rule.name!r} ({_first_line(cause)}); see snn-rules doctor --kernels") from cause
+            raise NoCupy(f"CuPy cannot load the kernels of {whose} ({_first_line(cause)}); see snn-rules doctor --kernels") from cause
+
+    def launch(self, index: int, tensors: dict[str, Tensor | None], sizes: dict[str, int], count: int) -> None:
+        """Kernel `index` in `count` threads, on the current stream; the first tensor says of which dtype the others should be."""
+        arguments = pack(self.kernels[index], tensors, sizes)
+        if count:
+            with self.current():
+                self._functions[index]((-(-count // cuda.BLOCK),), (cuda.BLOCK,), arguments)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The tensors' device, and on it torch's current stream."""
+        with self._cupy.cuda.Device(self.device.index), self._cupy.cuda.Stream.from_external(torch.cuda.current_stream(self.device)):
+            yield
+
+
+class Kernels(Module):
+    """The kernels of a rule for one dtype, loaded on one device."""
+
+    def __init__(self, plan: Program, double: bool, device: torch.device):
+        super().__init__(for_gpu(plan), double, device, repr(plan.rule.name))
+        self.program = plan
 
     def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> None:
         """Run kernel `index` (0: forward, k: the k-th walk back) on the current stream."""
@@ -73,31 +95,23 @@ class Kernels:
         width = self._width(kernel, T, M, like.element_size())
         if kernel.scratch:
             tensors = {**tensors, "scratch": like.new_empty(T, kernel.scratch, width)}
-        with self._current():
-            for j0 in range(0, M, width):
-                W = min(width, M - j0)
-                arguments = pack(kernel, tensors, {"T": T, "M": M, "j0": j0, "W": W})
-                self._functions[index]((-(-W // cuda.BLOCK),), (cuda.BLOCK,), arguments)
+        for j0 in range(0, M, width):
+            W = min(width, M - j0)
+            self.launch(index, {"x": like, **tensors}, {"T": T, "M": M, "j0": j0, "W": W}, W)
 
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""
         kernel, grid = self.kernels[index], (-(-M // cuda.BLOCK),)
-        arguments = list(pack(kernel, {**tensors}, {"t": 0, "M": M}))
+        arguments = list(pack(kernel, {**tensors}, {"t": 0, "M": M}))  # once: they stay where they are
         place = [name for _, name in kernel.parameters].index("t")
 
-        def run(t: int) -> None:
+        def run(t: int, held: object = tensors) -> None:
             arguments[place] = np.int64(t)
             if M:
-                with self._current():
+                with self.current():
                     self._functions[index](grid, (cuda.BLOCK,), tuple(arguments))
 
         return run
-
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """The tensors' device, and on it torch's current stream."""
-        with self._cupy.cuda.Device(self.device.index), self._cupy.cuda.Stream.from_external(torch.cuda.current_stream(self.device)):
-            yield
 
     @staticmethod
     def _width(kernel: cuda.Kernel, T: int, M: int, size: int) -> int:

@@ -69,8 +69,10 @@ def compute(op: tuple[str, ...], operand: Operand) -> tuple[str, Any]:
         return wide, product + operand(3, wide) if name == "mad" else product
     if name == "mad":
         return kind, given(1) * given(2) + given(3)
-    if kind[0] != "f" and (name in ("div", "rem") or "hi" in op):
-        raise Unsupported("integer division")
+    if kind[0] != "f" and "hi" in op:
+        raise Unsupported("the upper half of a product")
+    if kind[0] != "f" and name in ("div", "rem"):
+        return kind, _divide(given(1), given(2), name)
     operands, function = FUNCTIONS[name]
     value = function(*(given(k) for k in range(1, operands + 1)))
     return kind, flushed(value) if flush and kind == "f32" else value
@@ -96,6 +98,14 @@ def flushed(x: Array) -> Array:
     """Denormal numbers are zeros of their sign."""
     small = np.abs(x) < SMALLEST
     return np.where(small, np.copysign(np.float32(0), x), x) if small.any() else x
+
+
+def _divide(a: Array, b: Array, name: str) -> Array:
+    """Of integers, towards zero. Threads that stand elsewhere may hold a zero there."""
+    b = np.where(b == 0, b.dtype.type(1), b)
+    quotient = a // b
+    quotient += (quotient < 0) & (quotient * b != a)  # numpy's rounds down
+    return quotient if name == "div" else a - quotient * b
 
 
 def _convert(x: Array, op: tuple[str, ...]) -> Array:

@@ -42,8 +42,10 @@ class Resources:
 
 
 def resources(rule: LearningRule, archs: Iterable[int] = nvrtc.ARCHITECTURES, T: int = 10, double: bool = False) -> list[Resources]:
-    """Every kernel of the rule, those of its recurrent layers too, compiled for every architecture."""
+    """Every kernel of the rule, those of its recurrent layers and of its own layers too, compiled for every architecture."""
     archs, rows = list(archs), compiled(rule.name, for_gpu(program(rule, T)), archs, double)
+    if own := rule.own_kernels():
+        rows += compiled(rule.name, own, archs, double)
     try:
         again = for_gpu(program(rule, T, recurrent=True))
     except RuleError:  # it cannot train recurrent weights

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from snn_rules import RuleError
+from snn_rules.kernels import launch
 from snn_rules.kernels.build import NoCompiler, build
 
-from . import event_cpp
+from . import event_cpp, event_cuda
 
 if TYPE_CHECKING:
     from .rule import STDBP
 
 PARALLEL = 65536  # weights times samples below which a second thread costs more than it gains
+THREADS, SAMPLES = 1 << 17, 64  # of the GPU: threads wanted for the gradient of few weights; samples a thread, at least
 
 
 class Eager:
@@ -97,22 +99,53 @@ class Compiled:
         function(pointers, len(times), weight.shape[1], weight.shape[0], threads)
 
 
-def executor(rule: STDBP, times: Tensor, weight: Tensor) -> Eager | Compiled:
+class Launched:
+    """The same by the kernels of `event_cuda`, for one rule, dtype and device. Torch sorts the inputs."""
+
+    name = "compiled for the GPU"
+    why = "CuPy is installed"
+
+    def __init__(self, rule: STDBP, double: bool, device: torch.device):
+        self._module = launch.Module(event_cuda.kernels(rule), double, device, f"the event layers of {rule.name!r}")
+
+    def forward(self, rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ordered, index = times.contiguous().sort(dim=1, stable=True)
+        out, slope = times.new_empty(len(times), len(weight)), times.new_empty(len(times), len(weight))
+        given = {"ordered": ordered, "index": index, "by_input": weight.t().contiguous(), "time": out, "s_slope": slope}
+        self._launch(0, given, times, weight, out.numel())
+        return out, slope
+
+    def backward(self, rule: STDBP, times: Tensor, weight: Tensor, out: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        times, weight, pull = times.contiguous(), weight.contiguous(), torch.empty_like(out)
+        self._launch(1, {"time": out, "s_slope": slope, "g": g.contiguous(), "pull": pull}, times, weight, out.numel())
+        given = {"times": times, "weight": weight, "time": out, "pull": pull}
+        each = max(-(-len(times) * max(weight.numel(), 1) // THREADS), SAMPLES)  # samples a thread
+        parts = max(-(-len(times) // each), 1)
+        d_weight, d_times = weight.new_empty(parts, *weight.t().shape), torch.empty_like(times)
+        self._launch(2, {**given, "d_weight": d_weight}, times, weight, d_weight.numel(), each=each, count=d_weight.numel())
+        self._launch(3, {**given, "d_times": d_times}, times, weight, times.numel())
+        return d_times, (d_weight[0] if parts == 1 else d_weight.sum(0)).t().contiguous()
+
+    def _launch(self, index: int, tensors: dict[str, Tensor], times: Tensor, weight: Tensor, threads: int, **sizes: int) -> None:
+        self._module.launch(index, {**tensors}, {"rows": len(times), "ins": weight.shape[1], "outs": weight.shape[0], **sizes}, threads)
+
+
+def executor(rule: STDBP, times: Tensor, weight: Tensor) -> Eager | Compiled | Launched:
     """What runs here. What falls back to torch says so, once."""
-    if times.device.type != "cpu":
+    if times.device.type not in ("cpu", "cuda"):
         return _slow(rule, f"there are no kernels for {times.device.type}")
     if times.dtype not in (torch.float32, torch.float64) or times.dtype != weight.dtype:
         return _slow(rule, f"there are no kernels for times of {times.dtype} and weights of {weight.dtype}")
-    return _for_cpu(rule, times.dtype == torch.float64, os.environ.get("SNN_RULES_EXECUTOR"))
+    return _loaded(rule, times.dtype == torch.float64, times.device, os.environ.get("SNN_RULES_EXECUTOR"))
 
 
 @lru_cache(maxsize=512)
-def _for_cpu(rule: STDBP, double: bool, forced: str | None) -> Eager | Compiled:
+def _loaded(rule: STDBP, double: bool, device: torch.device, forced: str | None) -> Eager | Compiled | Launched:
     if forced == "eager":
         return Eager("SNN_RULES_EXECUTOR=eager")
     try:
-        return Compiled(rule, double)
-    except (NoCompiler, RuleError) as cause:
+        return Compiled(rule, double) if device.type == "cpu" else Launched(rule, double, device)
+    except (NoCompiler, launch.NoCupy, RuleError) as cause:
         return _slow(rule, str(cause))
 
 

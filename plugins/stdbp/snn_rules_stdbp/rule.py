@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from snn_rules import Capabilities, LearningRule, RuleError, hookimpl, parameter
 from snn_rules.coding import first_spike_loss, first_spike_steps, latency, latency_times
 from snn_rules.ops import heaviside, maximum, where
 from snn_rules.rule import Training, Values
+
+if TYPE_CHECKING:
+    from snn_rules.kernels.cuda import Kernel
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,11 @@ class STDBP(LearningRule):
 
         runner = executor(self, x, x)
         return runner.name, runner.why
+
+    def own_kernels(self) -> "tuple[Kernel, ...]":
+        from .event_cuda import kernels
+
+        return kernels(self)
 
     # ---- in a network ------------------------------------------------------------------------------------------
 

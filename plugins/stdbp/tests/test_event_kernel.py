@@ -161,7 +161,7 @@ def test_without_a_compiler_it_says_so_once(monkeypatch):
     def fails(text):
         raise build.NoCompiler("neither g++ nor clang++ is installed")
 
-    layer._for_cpu.cache_clear(), layer._say_once.cache_clear()
+    layer._loaded.cache_clear(), layer._say_once.cache_clear()
     monkeypatch.setattr(layer, "build", fails)
     try:
         times, weight = case(9, 3, 5, 4, torch.float64)
@@ -172,7 +172,7 @@ def test_without_a_compiler_it_says_so_once(monkeypatch):
             again = layer._FirstSpikes.apply(times.float(), weight.float(), RULE, lambda _: None)
         torch.testing.assert_close(again, out.float())
     finally:
-        layer._for_cpu.cache_clear(), layer._say_once.cache_clear()
+        layer._loaded.cache_clear(), layer._say_once.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:.tau. has no meaning")  # said once a process, by whichever test comes first
