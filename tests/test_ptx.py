@@ -67,9 +67,9 @@ def test_integers_floats_and_bits() -> None:
 
 def test_integers_are_divided_towards_zero() -> None:
     o = np.zeros((96, 4), np.int64)
-    body = "if (n) { const long long a = i - 40; o[4 * i] = a / n; o[4 * i + 1] = a % n; o[4 * i + 2] = (int)a / m; o[4 * i + 3] = (unsigned)i % 7; }"
+    body = "if (n) { long long a = i - 40, *p = o + 4 * i; p[0] = a / n; p[1] = a % n; p[2] = (int)a / m; p[3] = (unsigned)i % (unsigned)m; }"
     run(body, "long long* o, long long n, int m", [o, np.int64(-7), np.int32(9)])
-    want = [[int((i - 40) / -7), (i - 40) - int((i - 40) / -7) * -7, int((i - 40) / 9), i % 7] for i in range(96)]
+    want = [[int((i - 40) / -7), (i - 40) - int((i - 40) / -7) * -7, int((i - 40) / 9), i % 9] for i in range(96)]
     assert o.tolist() == want
 
 
