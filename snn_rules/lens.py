@@ -77,8 +77,8 @@ def compare_gradients(
     """The gradients of several rules at the weights of one network, and the loss along each of them.
 
     `net` is a network of SpikingJelly, or what makes one; it stays as it is, each rule works on a converted copy, with
-    the constants that `convert` keeps. `x[N, *]` are samples in [0, 1], `target[N]` class indices. A rule is a name, a
-    name with options, `("tssl", {"tau_s": 3.0})`, or a configured `LearningRule`.
+    the constants that `convert` keeps (hooks are copied, too: disable monitors first). `x[N, *]` are samples in [0, 1],
+    `target[N]` class indices. A rule is a name, a name with options, `("tssl", {"tau_s": 3.0})`, or a `LearningRule`.
 
     The first rule sets the stage: its input code and its window (`T` steps, if given) are everybody's, unless `own_code`
     leaves each rule its own; rules that send spike times always have their own. `encode(rule, x, T)` makes the input
@@ -198,9 +198,15 @@ def _views(
         torch.manual_seed(seed)
         steps = T or code.training.T
         encoded = encode(code, x, steps) if encode else code.encode(x, steps)
-        net = convert(copy.deepcopy(stage), given, **options)
+        net = convert(_copy(stage), given, **options)
         views.append(_View(label, net, rule, common or rule, encoded, target, seed))
     return views
+
+
+def _copy(net: nn.Module) -> nn.Module:
+    """A copy also of a network in whose states the graph of a forward pass lives, which deepcopy alone refuses."""
+    held = [value for module in net.modules() for store in (vars(module), vars(module).get("_memories", {})) for value in store.values()]
+    return copy.deepcopy(net, {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf})
 
 
 def _network(net: nn.Module | Callable[[], nn.Module]) -> nn.Module:

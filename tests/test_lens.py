@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -169,6 +170,17 @@ def test_the_network_and_the_generator_stay_as_they_were() -> None:
     assert all(torch.equal(before[key], value) for key, value in stock.state_dict().items()) and identities == [id(p) for p in stock.parameters()]
     assert all(p.grad is None for p in stock.parameters()) and modes == [module.training for module in stock.modules()]
     assert type(stock[2]) is neuron.LIFNode and isinstance(stock[2].v, float)
+
+
+@pytest.mark.parametrize("node", [lambda: neuron.LIFNode(decay_input=False), neuron.IFNode, lambda: snn_rules.RuleNode("tssl")])
+def test_in_the_middle_of_a_step(node: Callable[[], nn.Module]) -> None:
+    made = nn.Sequential(nn.Linear(5, 3), node())
+    functional.set_step_mode(made, "m")
+    out = made(batch()[0].expand(4, 7, 5))
+    v = made[1].v.clone()
+    compare_gradients(made, *batch(), ["tssl", "strsbp"])
+    out.sum().backward()  # the graph is still there
+    assert torch.equal(made[1].v, v) and made[0].weight.grad is not None
 
 
 def test_a_factory_recurrent_layers_and_progress() -> None:
