@@ -11,15 +11,19 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
+from . import guard
 from .hookspecs import API, PROJECT, LearningRuleSpec, hookimpl
 from .rule import LearningRule, RuleError
+
+SLOW = 5.0  # seconds of an import beyond torch's and SpikingJelly's after which it is said
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Registry:
     def __init__(self) -> None:
         self.classes: dict[str, type[LearningRule]] = {}
         self.errors: dict[str, BaseException] = {}
+        self._seen: dict[str, tuple[str, str]] = {}  # whose a rule is, and the version, as far as that was ever installed
         self._delivered: list[type[LearningRule]] = []
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(LearningRuleSpec)
@@ -61,13 +66,17 @@ class Registry:
         from . import __version__
 
         found = {"surrogate": RuleInfo("surrogate", "snn-rules", __version__, "surrogate" in self.classes)}
-        for name, points in sorted(_installed().items()):
-            owner, version = _owner(points[0])
+        for name, claims in sorted(_installed().items()):
+            owner, version = self._seen[name] = claims[0][:2]
             error = self.errors.get(name)
-            reason = _clash(name, points) or (f"{type(error).__name__}: {error}" if error else None)
+            reason = _clash(name, claims) or (f"{type(error).__name__}: {error}" if error else None)
             found[name] = RuleInfo(name, owner, version, name in self.classes, reason)
         for name, cls in self.classes.items():
-            if name not in found:
+            if name not in found and name in self._seen:
+                owner, version = self._seen[name]
+                gone = f"{owner} {version} was uninstalled; what is loaded works until this process ends"
+                found[name] = RuleInfo(name, owner, version, True, gone)
+            elif name not in found:
                 found[name] = RuleInfo(name, f"registered by {cls.__module__}", "", True)
         return {name: info for name, info in found.items() if name not in _disabled()}
 
@@ -94,13 +103,16 @@ class Registry:
         return rule
 
     def _load(self, name: str) -> None:
-        points = _installed().get(name, [])
-        if name != "surrogate" and not points:
+        claims = _installed().get(name, [])
+        if name != "surrogate" and not claims:
+            if name in self._seen:
+                owner = self._seen[name][0]
+                raise RuleError(f"rule {name!r} of {owner} was uninstalled since this process began; pip install {owner} brings it back")
             known = sorted(self.rules())
             near = difflib.get_close_matches(name.lower(), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise RuleError(f"unknown rule {name!r}; installed are {', '.join(known)}.{hint}")
-        clash = _clash(name, points)
+        clash = _clash(name, claims)
         if clash:
             raise RuleError(clash)
         imported = set(sys.modules)
@@ -110,15 +122,31 @@ class Registry:
 
                 self._add(name, lambda: self._manager.register(surrogate, name=name))
             else:
-                self._add(name, lambda: self._manager.load_setuptools_entrypoints(PROJECT, name=name))
+                self._seen[name] = claims[0][:2]
+                self._add(name, lambda: self._import(name))
         except (Exception, SystemExit) as cause:  # whatever a stranger's module raises: that rule alone is out
-            _forget(points, set(sys.modules) - imported)
-            owner = " ".join(_owner(points[0])) if points else "snn-rules"
+            _forget(claims, set(sys.modules) - imported)
+            owner = " ".join(claims[0][:2]) if claims else "snn-rules"
             self.errors[name] = cause
             raise RuleError(
                 f"rule {name!r} of {owner} cannot be loaded: {type(cause).__name__}: {cause}; mend or uninstall that distribution"
             ) from cause
         self.errors.pop(name, None)
+
+    def _import(self, name: str) -> None:
+        """Import a plugin; what it does to others while that lasts is undone and said, and keeps it out if it replaced anything."""
+        with guard.watch() as seen:
+            self._manager.load_setuptools_entrypoints(PROJECT, name=name)
+        if seen.changed:
+            raise ImportError(f"its import changes {', '.join(seen.changed)}, on which all other rules stand; that was undone")
+        whose = f"rule {name!r} of {' '.join(self._seen[name])}"
+        if seen.printed.strip():
+            first = seen.printed.strip().splitlines()[0]
+            warnings.warn(f"{whose} prints {first!r} while it is imported; that was kept off stdout: tell its authors", stacklevel=6)
+        if seen.seconds > SLOW:
+            warnings.warn(
+                f"{whose} takes {seen.seconds:.1f} s to import: tell its authors, or leave it out with SNN_RULES_DISABLE={name}", stacklevel=6
+            )
 
     def _add(self, name: str, registration: Callable[[], Any]) -> None:
         """Register a plugin and keep the class that its hook returns; a failure leaves nothing behind."""
@@ -152,32 +180,42 @@ def _checked(cls: type[LearningRule]) -> type[LearningRule]:
     return cls
 
 
-def _forget(points: list[EntryPoint], modules: set[str]) -> None:
+def _forget(claims: list[Claim], modules: set[str]) -> None:
     """Drop the modules of a plugin that failed to load, so that it loads once it is mended."""
-    packages = {point.value.partition(":")[0].partition(".")[0].strip() for point in points}
+    packages = {claim.point.value.partition(":")[0].partition(".")[0].strip() for claim in claims}
     for module in modules:
         if module.partition(".")[0] in packages:
             sys.modules.pop(module, None)
     importlib.invalidate_caches()
 
 
-def _installed() -> dict[str, list[EntryPoint]]:
-    """Entry points by name, one a distribution (an editable install can be seen twice)."""
-    found: dict[str, dict[str, EntryPoint]] = {}
+class Claim(NamedTuple):
+    """A distribution that declares a rule of some name."""
+
+    owner: str
+    version: str
+    point: EntryPoint
+
+
+def _installed() -> dict[str, list[Claim]]:
+    """Who claims each name, once a distribution (an editable install can be seen twice)."""
+    found: dict[str, dict[str, Claim]] = {}
     for point in entry_points(group=PROJECT):
-        found.setdefault(point.name, {}).setdefault(_owner(point)[0], point)
-    return {name: list(points.values()) for name, points in found.items()}
+        claim = Claim(*_owner(point), point)
+        found.setdefault(point.name, {}).setdefault(claim.owner, claim)
+    return {name: list(claims.values()) for name, claims in found.items()}
 
 
 def _owner(point: EntryPoint) -> tuple[str, str]:
     """The name, normalised, and the version of the distribution of an entry point."""
-    if point.dist is None or "Name" not in point.dist.metadata:  # half removed
+    about: Any = point.dist.metadata if point.dist else {}  # parsed anew each time
+    if "Name" not in about:  # half removed
         return "a distribution without a name", ""
-    return re.sub(r"[-_.]+", "-", point.dist.name).lower(), point.dist.version
+    return re.sub(r"[-_.]+", "-", about["Name"]).lower(), about["Version"]
 
 
-def _clash(name: str, points: list[EntryPoint]) -> str | None:
-    owners = sorted(_owner(point)[0] for point in points)
+def _clash(name: str, claims: list[Claim]) -> str | None:
+    owners = sorted(claim.owner for claim in claims)
     if name == "surrogate" and owners:
         return f"rule 'surrogate' belongs to snn-rules, but {' and '.join(owners)} claims it too; uninstall it"
     if len(owners) < 2:
