@@ -14,6 +14,7 @@ from torch import Tensor
 from .kernels import ops
 from .kernels.autograd import Job, Report, run
 from .kernels.eager import Eager, State
+from .kernels.transforms import Layer
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError, warn_once
 
@@ -93,6 +94,8 @@ class RuleNode(neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return self._compiled_forward(x_seq)
+        if torch._C._are_functorch_transforms_active():
+            return Layer.apply(x_seq.to(_state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
         given = self._given(tuple(self._memories.values()))
         self._check(x_seq, "m", states=given)
         spikes, after = self._run(x_seq, self.materialize_states((x_seq,), given, "m"))
@@ -148,17 +151,21 @@ class RuleNode(neuron.BaseNode):
 
     def _compiled_forward(self, x: Tensor) -> Tensor:
         """As one operator, inside `torch.compile`; see `kernels.ops`."""
-        dtype = _state_dtype(x)
-        states = self.materialize_states((x,), tuple(self._memories.values()), "m")
-        shapes = [(self.rule.delay, *x.shape[1:]) if name == "late" else x.shape[1:] for name in self._memories]
-        tensors = [
-            value if isinstance(value, Tensor) else torch.full(shape, value, dtype=dtype, device=x.device)
-            for value, shape in zip(states, shapes, strict=True)
-        ]
-        spikes, *after = torch.ops.snn_rules.layer(x.to(dtype), tensors, self._key)
+        if self.store_v_seq:
+            raise RuleError(f"{self._where()}: store_v_seq=True records nothing inside torch.compile; set it to False, or leave the neuron out")
+        spikes, *after = torch.ops.snn_rules.layer(x.to(_state_dtype(x)), self._tensors(x), self._key)
         for name, value in zip(self._memories, after, strict=True):
             self._memories[name] = value.detach()
         return spikes.to(x.dtype)  # type: ignore[no-any-return]
+
+    def _tensors(self, x: Tensor) -> list[Tensor]:
+        """The states to start from, all as tensors."""
+        states = self.materialize_states((x,), tuple(self._memories.values()), "m")
+        shapes = [(self.rule.delay, *x.shape[1:]) if name == "late" else x.shape[1:] for name in self._memories]
+        return [
+            value if isinstance(value, Tensor) else torch.full(shape, value, dtype=_state_dtype(x), device=x.device)
+            for value, shape in zip(states, shapes, strict=True)
+        ]
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
         x = inputs[0][0] if step_mode == "m" else inputs[0]

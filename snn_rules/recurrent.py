@@ -10,6 +10,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from .kernels.autograd import Job, run
+from .kernels.transforms import refuse
 from .neuron import RuleNode, _in_backward, _state_dtype
 from .rule import LearningRule, RuleError
 
@@ -24,6 +25,8 @@ def check_recurrent(rule: LearningRule, where: str) -> None:
 def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Spikes `[T, N, F]` of `node` fed by `x[T, N, F]` and by its own spikes of the step before; and the last spikes."""
     dtype = _state_dtype(x)
+    if torch._C._are_functorch_transforms_active():
+        raise refuse(node._where(), "recurrent layers")
     given = tuple(node._memories.values())
     if _in_backward() and given[0] is node._report.last:
         raise RuleError(

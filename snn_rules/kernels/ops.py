@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,15 @@ def _states(rule: LearningRule) -> list[str]:
     return [*rule.state, *(["late"] if rule.delay else [])]
 
 
+def walk_back(rule: LearningRule, x: Tensor, state: Sequence[Tensor], g: Tensor) -> Tensor:
+    """dL/dx from g = dL/ds, without a tape: the train runs again, then the rule's backward pass."""
+    job = Job(rule, dict(zip(_states(rule), state, strict=True)), Report(), lambda: None)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (dx,) = torch.autograd.grad(run(job, leaf), leaf, g)
+    return dx
+
+
 @torch.library.custom_op("snn_rules::layer", mutates_args=())
 def layer(x: Tensor, state: list[Tensor], rule: str) -> list[Tensor]:
     """Spikes for `x[T, N, *]`, and the states after the last step, in the order of the rule's."""
@@ -50,13 +60,8 @@ def _(x: Tensor, state: list[Tensor], rule: str) -> list[Tensor]:
 
 @torch.library.custom_op("snn_rules::layer_backward", mutates_args=())
 def layer_backward(g: Tensor, x: Tensor, state: list[Tensor], rule: str) -> Tensor:
-    """dL/dx: the train runs again, then the rule's backward pass."""
-    configured = rule_of(rule)
-    job = Job(configured, dict(zip(_states(configured), state, strict=True)), Report(), lambda: None)
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        (dx,) = torch.autograd.grad(run(job, leaf), leaf, g)
-    return dx.clone()
+    """dL/dx."""
+    return walk_back(rule_of(rule), x, state, g).clone()
 
 
 @layer_backward.register_fake

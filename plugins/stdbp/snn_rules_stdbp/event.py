@@ -15,6 +15,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from snn_rules import RecurrentNode, RuleError, RuleNode
+from snn_rules.kernels.transforms import refuse
 from snn_rules.neuron import warn_zero_gradient
 
 from .first_spikes import _FirstSpikes
@@ -38,6 +39,8 @@ class _Fused:
         return _FirstSpikes.apply(x, weight, self.rule, self.first_gradient)
 
     def check(self, x: Tensor) -> None:
+        if torch._C._are_functorch_transforms_active():
+            raise refuse(f"layer {self.path!r} (stdbp)", "layers of spike times")
         if bool(torch.isnan(x).any()):
             raise RuleError(f"layer {self.path!r} (stdbp): the input holds nan; pass the spike times of rule.encode(x, T)")
 
