@@ -11,7 +11,7 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -131,6 +131,20 @@ def citation(net: nn.Module) -> str:
     """The papers behind the rules of `net`, one a line for each rule."""
     papers = {module.rule.name: module.rule.cite for module in net.modules() if isinstance(module, RuleNode)}
     return "\n".join(f"{name}: {cite}" for name, cite in sorted(papers.items()))
+
+
+def synapses(net: nn.Module, rule: LearningRule) -> Iterator[tuple[nn.Module, Any]]:
+    """The layers whose neurons learn by `rule`, each with the rule as its neurons have it: what `initialize` sets, and for which threshold.
+
+    A layer belongs to the neuron after it; the last one, if it has none, to the neuron before.
+    """
+    modules = [module for module in net.modules() if isinstance(module, (nn.Linear, nn.Conv2d, RuleNode))]
+    for place, module in enumerate(modules):
+        if not isinstance(module, RuleNode):
+            nodes = [node.rule for node in [*modules[place:], *reversed(modules[:place])] if isinstance(node, RuleNode)]
+            near = nodes[0] if nodes else rule
+            if near.name == rule.name:
+                yield module, near
 
 
 def site_of(path: str, module: nn.Module) -> Site | None:

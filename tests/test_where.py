@@ -114,3 +114,21 @@ def test_a_network_of_spike_times_is_converted_as_a_whole():
     with pytest.raises(snn_rules.RuleError, match=r"where='head' leaves out 'block1.1'"):
         snn_rules.convert(net, "tssl", where="head")
     assert rules_of(snn_rules.convert(net, "tssl", where="*")) == dict.fromkeys(["block1.1", "block10.1", "head.1"], "tssl")
+
+
+@pytest.mark.parametrize("name", ["strsbp", "stdbp"])
+def test_initialize_sets_the_weights_of_its_own_neurons_for_their_thresholds(name):
+    torch.manual_seed(0)
+    net = network()
+    net.head[1].v_threshold = 5.0
+    below, alike = net.block1[0].weight.detach().clone(), nn.Sequential(layer.Linear(6, 6), snn_rules.RuleNode(name, v_threshold=5.0))
+    rule = snn_rules.get_rule(name)
+    snn_rules.convert(net, "surrogate", where="block1")
+    snn_rules.convert(net, rule, where=["block10", "head"], **({"decay_input": False} if name == "strsbp" else {}))
+    torch.manual_seed(1)
+    rule.initialize(net)
+    assert torch.equal(net.block1[0].weight, below)
+    torch.manual_seed(1)
+    snn_rules.get_rule(name, v_threshold=0.5).initialize(net.block10)  # the first that is drawn
+    snn_rules.get_rule(name, v_threshold=5.0).initialize(alike)
+    assert torch.equal(net.head[0].weight, alike[0].weight)

@@ -151,13 +151,14 @@ class STDBP(LearningRule):
 
     def initialize(self, net: nn.Module) -> nn.Module:
         """Weights whose sum is positive: normal, with mean `mean`/fan_in and standard deviation `spread`/sqrt(fan_in)."""
-        theta = self.v_threshold / (self.unit if self.mode == "clock" else 1)
-        for module in net.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                fan_in = module.weight[0].numel()
-                nn.init.normal_(module.weight, theta * self.mean / fan_in, theta * self.spread / fan_in**0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        from snn_rules.conversion import synapses
+
+        for module, rule in synapses(net, self):
+            theta = rule.v_threshold / (rule.unit if rule.mode == "clock" else 1)
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, theta * rule.mean / fan_in, theta * rule.spread / fan_in**0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         return net
 
     def encode(self, x: Tensor, T: int) -> Tensor:

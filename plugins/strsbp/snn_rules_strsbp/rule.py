@@ -108,11 +108,12 @@ class STRSBP(LearningRule):
         return leaky(self, self.tau_s)
 
     def initialize(self, net: nn.Module) -> nn.Module:
-        """Uniform in +-1.5 nu / sqrt(fan_in): the paper's U[-1, 1] for 784 inputs and nu = 20."""
-        for module in net.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                span = 1.5 * self.v_threshold / module.weight[0].numel() ** 0.5
-                nn.init.uniform_(module.weight, -span, span)
+        """Uniform in +-1.5 nu / sqrt(fan_in), nu being that of the layer's neurons: the paper's U[-1, 1] for 784 inputs and nu = 20."""
+        from snn_rules.conversion import synapses
+
+        for module, rule in synapses(net, self):
+            span = 1.5 * rule.v_threshold / rule.gain / module.weight[0].numel() ** 0.5
+            nn.init.uniform_(module.weight, -span, span)
         return net
 
     def encode(self, x: Tensor, T: int) -> Tensor:
