@@ -78,15 +78,17 @@ class STRSBP(LearningRule):
 
     def couple(self, weight: Tensor, dx: Tensor, s_before: Tensor, sums: Any) -> tuple[Tensor, Tensor]:
         """z = (Omega - Theta)^-T delta of a recurrent layer, sample by sample (Eqs. 19, 20)."""
-        e = torch.einsum("tni,tnp->nip", dx, s_before)  # S-PSPs within the layer
+        e = torch.einsum("tni,tnp->nip", dx, s_before)  # S-PSPs within the layer; a matrix a sample is large, so it is worked on in place
         silent = (dx[1:].sum(0) / sums.T).unsqueeze(-1) if self.silent == "expected" else 0.0  # heard a step later
         o = sums.o.unsqueeze(-2)
-        theta = weight * torch.where(o > 0, e / o.clamp(min=1), silent) / self.v_threshold  # Eq. 19, with Eq. 27
+        theta = torch.where(o > 0, e.div_(o.clamp(min=1)), silent).mul_(weight / self.v_threshold)  # Eq. 19, with Eq. 27
         alone = sums.delta / sums.omega
         if self.solver == "taylor":  # (Omega - Theta)^-1 = Omega^-1 + Omega^-1 Theta Omega^-1 + ...
             z = alone + (theta.mT @ alone.unsqueeze(-1)).squeeze(-1) / sums.omega
         else:
-            z = torch.linalg.solve((torch.diag_embed(sums.omega) - theta).mT, sums.delta)
+            matrix = theta.neg_()
+            matrix.diagonal(dim1=-2, dim2=-1).add_(sums.omega)
+            z = torch.linalg.solve(matrix.mT, sums.delta)
         return z, z if self.gradient == "adjoint" else alone
 
     def spsp_slope(self, counts: Any, T: int) -> Any:
