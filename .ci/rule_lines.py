@@ -15,7 +15,7 @@ RULES = {
     "eventprop": "examples/third_party/eventprop/snn_rules_eventprop",
     "eprop": "examples/third_party/eprop/snn_rules_eprop",
 }
-NETWORK = {"adopt", "initialize", "encode", "loss", "predict", "train", "times", "fuse", "own_layers"}
+NETWORK = {"adopt", "initialize", "encode", "loss", "predict", "train", "times", "fuse", "own_layers", "own_kernels", "stock"}
 TEXTS = {"capabilities", "training", "window", "expected_failed_checks"}
 
 
