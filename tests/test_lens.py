@@ -132,6 +132,15 @@ def test_the_numbers_by_hand() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:'tau' has no meaning for rule 'stdbp'")
+def test_the_loss_falls_by_the_norm_of_an_exact_gradient() -> None:
+    stock = net(5, 6, 3).double()
+    size = torch.cat([p.flatten() for p in stock.parameters()]).norm().item()
+    x, y = batch()
+    seen = compare_gradients(stock, x.double(), y, [("stdbp", {"mode": "event"})], steps=[1e-5])
+    assert seen.norms[-1, 0] > 1e-3
+    assert ((seen.loss[0, 0, 0] - seen.loss[0, 0, 1]) / (1e-5 * size)).item() == pytest.approx(seen.norms[-1, 0].item(), rel=1e-3)
+
+
 def test_a_common_loss_and_own_codes() -> None:
     stock, (x, y) = net(5, 6, 3), batch()
     common = compare_gradients(stock, x, y, ["surrogate", "tssl"], T=6, loss="surrogate")
