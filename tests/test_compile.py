@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based.model import spiking_resnet
 from torch import nn
 
 import snn_rules
@@ -14,6 +15,7 @@ from snn_rules.kernels import ops
 
 RULES = {"surrogate": {"v_threshold": 0.2}, "tssl": {}, "strsbp": {"v_threshold": 0.2}, "stdbp": {}}
 every_rule = pytest.mark.parametrize("rule", RULES)
+pytestmark = pytest.mark.filterwarnings("ignore:'tau' has no meaning")
 
 
 def network(rule):
@@ -53,6 +55,49 @@ def test_a_whole_graph_compiles_and_learns_the_same(rule):
     functional.reset_net(net)
     net[1].v_threshold = 5.0  # another rule value: the graph is made again
     assert not torch.equal(compiled(x), want)
+
+
+@every_rule
+def test_a_spiking_resnet_compiles_whole(rule):
+    torch.manual_seed(0)
+    net = spiking_resnet.SpikingResNet(spiking_resnet.BasicBlock, [1, 1, 1, 1], num_classes=4, spiking_neuron=neuron.LIFNode, decay_input=False)
+    functional.set_step_mode(snn_rules.convert(net, rule, v_threshold=0.2), "m")
+    x, w = torch.rand(4, 2, 3, 16, 16), torch.randn(4, 2, 4)
+    compiled, found = torch.compile(net, fullgraph=True, backend="aot_eager"), []
+    for run in (net, compiled):
+        out = run(x)
+        (out * w).sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in net.parameters())])
+        net.zero_grad()
+        functional.reset_net(net)
+    assert all(g.any() for g in found[0])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_graph_leaves_out_is_said():
+    node = snn_rules.RuleNode("tssl", step_mode="m", store_v_seq=True)
+    compiled = torch.compile(node, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"store_v_seq=True records nothing inside torch.compile"):
+        compiled(torch.rand(5, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch's own
+def test_event_layers_run_beside_the_graph():
+    torch.manual_seed(0)
+    net = nn.Sequential(layer.Linear(8, 6), neuron.LIFNode(), layer.Linear(6, 4), neuron.LIFNode())
+    rule = snn_rules.convert(net, "stdbp", mode="event", revive=1.0)[1].rule
+    x = rule.encode(torch.rand(5, 8), T=1)
+    found = []
+    for run in (net, torch.compile(net, backend="aot_eager")):
+        net.zero_grad()
+        out = run(x)
+        rule.loss(out, torch.arange(5) % 4).backward()
+        found.append([out.detach(), *(p.grad.clone() for p in net.parameters())])
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*found, strict=True))
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match=r"layers of spike times run beside the graph; compile without fullgraph=True"):
+        torch.compile(net, backend="aot_eager", fullgraph=True)(x)
 
 
 PROCESS = """

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .rule import STDBP
 
 
+_beside_the_graph = torch.compiler.disable(reason="layers of spike times run beside the graph; compile without fullgraph=True")
+
+
 class _Fused:
     """What the fused layers share: the rule, the path, and the way back."""
 
@@ -31,13 +34,14 @@ class _Fused:
     path: str
     stock: type[nn.Module]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_beside_the_graph
     def times(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`x[B, in]` -> `[B, out]`."""
         if bias is not None:
             x, weight = F.pad(x, (0, 1)), torch.cat([weight, bias[:, None]], 1)
         return _FirstSpikes.apply(x, weight, self.rule, self.first_gradient)
 
+    @_beside_the_graph
     def check(self, x: Tensor) -> None:
         if torch._C._are_functorch_transforms_active():
             raise refuse(f"layer {self.path!r} (stdbp)", "layers of spike times")
