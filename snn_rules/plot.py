@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from . import checkpoint
 
@@ -74,10 +74,10 @@ def lens(path: Path, seen: Lens, title: str) -> None:
         for d, (direction, colour, style) in enumerate(zip(seen.directions, cycle(COLOURS), cycle(STYLES), strict=False)):
             drawn = ("#888888", ":") if direction == "random" else (colour, style)
             axes.plot(seen.loss[r, d], color=drawn[0], linestyle=drawn[1], marker="o", markersize=3, linewidth=1.6, label=direction)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        start, low, high = float(seen.loss[r, 0, 0]), float(seen.loss[r].min()), float(seen.loss[r].max())
+        top = min(high, start + max(start - low, 0.25 * start))  # falls are looked for: what soars leaves the frame
+        if top > low:
+            axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
         axes.tick_params(labelsize="small")
         axes.set_xticks(range(len(seen.steps)), [f"{length:g}" for length in seen.steps])
         whose = "" if seen.losses[r] == seen.rules[r].partition(":")[0] else f"\n(that of {seen.losses[r]})"
