@@ -61,7 +61,7 @@ def check(rule: LearningRule, **how: Any) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_every_kernel_compiles_for_every_architecture_without_spills(name: str) -> None:
     assert tuple(ARCHITECTURES) == nvrtc.ARCHITECTURES
-    rows = proof.resources(rule_of(name, {}))
+    rows = [row for row in proof.resources(rule_of(name, {})) if "event" not in row.kernel]  # stdbp's own: see its tests
     assert {row.arch for row in rows} == set(nvrtc.ARCHITECTURES)
     assert {row.kernel for row in rows} == {"forward", "backward0", "recurrent step", f"recurrent {'backward0' if name == 'strsbp' else 'step_back'}"}
     for row in rows:
