@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import snn_rules
-from snn_rules.kernels import Compiled, Eager, executor
+from snn_rules.kernels import Compiled, Eager, chunks, executor
+from snn_rules.kernels.compiled import Kernels
 from snn_rules.kernels.graph import trace
 from snn_rules.kernels.program import program
 from snn_rules.ops import exp, heaviside, maximum, minimum, spike, where
@@ -82,6 +83,16 @@ def test_goes_on_from_a_state(name, options):
 def test_many_neurons_in_parallel(name, options):
     rule = snn_rules.get_rule(name, **options)
     compare(rule, *signal(rule, 9, (40, 1003), torch.float32))
+
+
+@every_rule
+def test_long_trains_are_walked_back_in_parts(name, options, monkeypatch):
+    monkeypatch.setattr(chunks, "_WHOLE", 1)  # so that 150 steps are long
+    rule = snn_rules.get_rule(name, **options)
+    made = Kernels(program(rule, 150), True, None)
+    monkeypatch.setattr(Compiled, "load", lambda self, rule, x: made)
+    for shape in ((19,), (3, 600)):
+        compare(rule, *signal(rule, 150, shape, torch.float64))
 
 
 def test_thousand_steps_and_denormals():

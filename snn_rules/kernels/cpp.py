@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .emit import Lines, constant
+from .chunks import each, indent, kernel
+from .emit import Lines, constant, number
 from .graph import BOOLEAN, Node, order
 from .program import Program, Stage
 
@@ -25,8 +26,8 @@ def forward(program: Program, steps: int | None = None) -> Source:
     """Spikes and the state after the last step. Returns 1 where a state is not finite."""
     states = list(program.rule.state)
     pointers = ("x", "late", "s", *(f"in_{n}" for n in states), *(f"out_{n}" for n in states), "record")
-    text = _first_walk(program, _step(program), dict(program.rule.state))
-    return Source("forward", _kernel("forward", pointers, text, _finals(states), steps=steps), pointers)
+    text = _begin(program) + _ahead(program) + "  ahead(0, T, NO{}, NO{});\n" + _finals(states)
+    return Source("forward", kernel("forward", pointers, text, steps=steps), pointers)
 
 
 def backward(program: Program, index: int, steps: int | None = None) -> Source:
@@ -43,12 +44,12 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
         "n_scale",
         *(f"c_{n}" for n in stage.writes),
     )
-    carries = {f"c{n}": value for n, value in stage.ahead.start.items()} if stage.ahead else {}
-    text = _first_walk(program, _step(program, stage), {**program.rule.state, **carries}, len(stage.scratch))
-    end = _reverse_walk(program, stage) if stage.back else ""
-    left = [n for n in stage.writes if not stage.back]
-    end += _each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in left)) if left else ""
-    return Source(name, _kernel(name, pointers, text, end, len(stage.scratch), steps), pointers)
+    text = _begin(program, stage) + _ahead(program, stage)
+    if stage.back:
+        text += _there_and_back(program, stage)
+    else:
+        text += "  ahead(0, T, NO{}, YES{});\n" + each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in stage.writes))
+    return Source(name, kernel(name, pointers, text, len(stage.scratch), len(states), steps), pointers)
 
 
 # ---- the walk through the steps ------------------------------------------------------------------------------------
@@ -60,30 +61,39 @@ def _gain(program: Program) -> str:
 
 def _step(program: Program, stage: Stage | None = None) -> str:
     """One step: the input has arrived in `a`; states are `v_NAME`. Without a stage: the forward kernel's."""
-    traced = program.traced
 
     def name(leaf: Node) -> str:
         kind, what = leaf.value
         return {"state": f"v_{what}", "carry": f"v_c{what}", "step": str(what), "neuron": f"n_{what}", "total": f"n_{what}"}[kind]
 
     lines = Lines(name)
-    kept = [lines(node) for node in stage.scratch] if stage else []
-    spike = None if stage else lines(traced.spike)
-    after = [(n, lines(node)) for n, node in traced.state.items()]
-    after += [(f"c{n}", lines(node)) for n, node in stage.ahead.carry.items()] if stage and stage.ahead else []
-    text = [*_loads(program, stage.ahead_reads, ("x", "g"))] if stage else []
-    text += [*lines.text, *(f"sc_at[(t - t0) * {len(kept)} + {k}] = {value};" for k, value in enumerate(kept))]
+    kept = [number(node, lines(node)) for node in stage.scratch] if stage else []
+    spike = None if stage else lines(program.traced.spike)
+    after = {n: lines(node) for n, node in program.traced.state.items()}
+    text = [f"const V a = {_arrival(program)};", *lines.text]
+    if stage and stage.ahead:
+        sums = Lines(name, lines.known, prefix="f")
+        totals = {f"c{n}": sums(node) for n, node in stage.ahead.carry.items()}
+        text += ["if constexpr (sum.value) {", *_loads(program, stage.ahead_reads, ("x", "g")), *sums.text, *_assign(totals), "}"]
+    if kept:
+        stores = [f"sc_at[(t - t0) * {len(kept)} + {k}] = {value};" for k, value in enumerate(kept)]
+        text += ["if constexpr (keep.value) {", *stores, "}"]
     text += [] if stage else [f"A::out(p_s + t * M + j, {spike}, n);"]
-    text += [f"const V new_{n} = {value};" for n, value in after] + [f"v_{n} = new_{n};" for n, _ in after]
+    text += _assign(after)
     text += [] if stage else ["if (p_record) A::put(p_record + t * M + j, v_v, n);"]
     return "\n".join(text)
+
+
+def _assign(values: dict[str, str], prefix: str = "v_") -> list[str]:
+    """All at once: a new value may be made of the others' old ones."""
+    return [*(f"const V new_{n} = {value};" for n, value in values.items()), *(f"{prefix}{n} = new_{n};" for n in values)]
 
 
 def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
     """Lines that load the step's own values."""
     sources = {
         "a": _arrival(program),
-        "x": f"A::get(p_{'sent' if program.recurrent else 'x'} + t * M + j, n){_gain(program)}",
+        "x": f"A::get(p_{program.sent} + t * M + j, n){_gain(program)}",
         "g": "A::get(p_g + t * M + j, n)",
     }
     return [f"const V {name} = {sources[name]};" for name in wanted if name in reads]
@@ -96,40 +106,81 @@ def _arrival(program: Program) -> str:
     return (f"(t < {delay} ? A::get(p_late + t * M + j, n) : {now})" if delay else now) + _gain(program)
 
 
-def _block(width: int) -> str:
-    """Where the scratch of a block of TB steps begins: it lies in the order in which both walks touch it."""
-    return f"      V* const sc_at = sc + (t0 / TB * NC + c) * {width * 8}; (void)sc_at;\n" if width else ""
+def _carries(stage: Stage | None) -> dict[str, float]:
+    return {f"c{n}": value for n, value in stage.ahead.start.items()} if stage and stage.ahead else {}
 
 
-def _first_walk(program: Program, body: str, start: dict[str, float], width: int = 0) -> str:
-    """The walk through the steps, TB at a time with the state in registers; leaves the last state in the arrays `NAME`."""
-    declare = "".join(f"  V S_{n}[WIDE];\n" for n in start)
+def _begin(program: Program, stage: Stage | None = None) -> str:
+    """The first state, in the arrays `S_NAME`."""
+    start = {**program.rule.state, **_carries(stage)}
     given = {n: f"p_in_{n} ? A::get(p_in_{n} + j, n) : " if n in program.rule.state else "" for n in start}
-    begin = "".join(f"    S_{n}[c] = {given[n]}K({constant(value)});\n" for n, value in start.items())
-    load = " ".join(f"V v_{n} = S_{n}[c];" for n in start)
-    save = " ".join(f"S_{n}[c] = v_{n};" for n in start)
-    step = _indent(f"const V a = {_arrival(program)};\n{body}", 8)
-    return f"""{declare}{_each(begin)}  for (int64_t t0 = 0; t0 < T; t0 += TB)
+    declare = "".join(f"  V S_{n}[WIDE];\n" for n in start)
+    return declare + each("".join(f"    S_{n}[c] = {given[n]}K({constant(value)});\n" for n, value in start.items()))
+
+
+def _ahead(program: Program, stage: Stage | None = None) -> str:
+    """The walk through some steps, TB at a time with the state in registers, from and to the arrays `S_NAME`.
+
+    It keeps what the way back needs of each step, or else marks the state at the first step of each part.
+    """
+    states, scratch = list(program.rule.state), len(stage.scratch) if stage else 0
+    held = [*states, *_carries(stage)]
+    mark = " ".join(f"mark[(t0 / PART * NC + c) * {len(states)} + {k}] = v_{n};" for k, n in enumerate(states))
+    return f"""  auto ahead = [&](int64_t from, int64_t to, auto keep, auto sum) __attribute__((always_inline)) {{
+    for (int64_t t0 = from; t0 < to; t0 += TB)
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-{_block(width)}      {load}
+      {_place(scratch)}{" ".join(f"V v_{n} = S_{n}[c];" for n in held)}
+      {f"if constexpr (!keep.value) if (t0 % PART == 0) {{ {mark} }}" if scratch else ""}
       auto one = [&](int64_t t) __attribute__((always_inline)) {{
-{step}
+{indent(_step(program, stage), 8)}
       }};
-      if (A::WHOLE && T - t0 >= TB) {{
+      if (A::WHOLE && to - t0 >= TB) {{
 #pragma GCC unroll 8
         for (int k = 0; k < TB; ++k) one(t0 + k);
       }} else {{
 #pragma GCC unroll REST
-        for (int64_t t = t0; t < (T - t0 < TB ? T : t0 + TB); ++t) one(t);
+        for (int64_t t = t0; t < (to - t0 < TB ? to : t0 + TB); ++t) one(t);
       }}
-      {save}
+      {" ".join(f"S_{n}[c] = v_{n};" for n in held)}
     }}
+  }};
 """
 
 
-def _reverse_walk(program: Program, stage: Stage) -> str:
-    walk, delay = stage.back, program.delay
+def _place(scratch: int) -> str:
+    """Where the scratch of a block of TB steps begins: it lies in the order in which both walks touch it."""
+    return f"V* const sc_at = sc + ((t0 - from) / TB * NC + c) * {scratch} * TB; (void)sc_at;\n      " if scratch else ""
+
+
+# ---- and back --------------------------------------------------------------------------------------------------------
+
+
+def _there_and_back(program: Program, stage: Stage) -> str:
+    """To the end of the train and back. A train longer than `length` is walked back part by part, each of which is walked
+    ahead once more from the state that was marked there, so that its scratch stays in the cache."""
+    states = program.rule.state
+    setup, back, end = _back(program, stage)
+    again = "".join(f"      S_{n}[c] = mark[(part * NC + c) * {len(states)} + {k}];\n" for k, n in enumerate(states))
+    return f"""  const bool once = T <= length;
+  if (once) ahead(0, T, YES{{}}, YES{{}}); else ahead(0, T, NO{{}}, YES{{}});
+{setup}  for (int64_t part = once ? 0 : (T - 1) / PART; part >= 0; --part) {{
+    const int64_t from = part * PART, to = once || T - from < PART ? T : from + PART;
+    if (!once) {{
+      for (int c = 0; c < NC; ++c) {{
+{again}      }}
+      ahead(from, to, YES{{}}, NO{{}});
+    }}
+{back}  }}
+{end}"""
+
+
+def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
+    """The reverse sweep: what comes before it, once a neuron; the walk from step `to` to step `from`; what it leaves behind.
+
+    Its carries are in the arrays `C_NAME`, states after the last step in `F_NAME`, other values of the neuron in `H_NAME`.
+    """
+    walk, delay, kept = stage.back, program.delay, set(stage.scratch)
     assert walk is not None
     ahead = stage.ahead.carry if stage.ahead else {}
 
@@ -137,43 +188,42 @@ def _reverse_walk(program: Program, stage: Stage) -> str:
         kind, what = leaf.value
         if kind == "total":
             return f"S_c{what}[c]" if what in ahead else f"n_{what}"
-        return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"S_{what}[c]", "step": str(what)}[kind]
+        return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"F_{what}[c]", "step": str(what)}[kind]
 
     roots = [walk.put["dx"], *walk.carry.values()]
-    once, kept = Lines(name, prefix="h"), set(stage.scratch)  # once: what is the same at each step
+    once = Lines(name, prefix="h")  # what is the same at each step
     for node in order([*roots, *stage.between.values()], kept):
         kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
         if kinds and kinds <= {"final", "neuron", "total"}:
             once(node)
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
-    dx = lines(walk.put["dx"])
-    after = [(n, lines(node)) for n, node in walk.carry.items()]
-    width = len(stage.scratch)
-    text = [f"const V z{k} = sc_at[(t - t0) * {width} + {k}];" for k in range(width)]
-    text += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text]
+    dx, after = lines(walk.put["dx"]), {n: lines(node) for n, node in walk.carry.items()}
+
     put = f"A::out(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
-    text.append(f"if (t >= {delay}) {put}" if delay else put)
-    text += [f"const V new_{n} = {v};" for n, v in after] + [f"k_{n} = new_{n};" for n, _ in after]
+    places = [(node, f"sc_at[(t - t0) * {len(kept)} + {k}]") for k, node in enumerate(stage.scratch)]
+    step = [f"const B z{k} = {at} != K(0);" if node.op in BOOLEAN else f"const V z{k} = {at};" for k, (node, at) in enumerate(places)]
+    step += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, f"if (t >= {delay}) {put}" if delay else put]
+    step += _assign({f"k_{n}": value for n, value in after.items()}, prefix="")
+    held = {once.known[id(n)]: "B" if n.op in BOOLEAN else "V" for n in order(roots, kept) if once.known.get(id(n), "K")[0] == "h"}
+    finals = [n for n in program.rule.state if any(leaf.value == ("final", n) for leaf in order([*roots, *stage.between.values()], kept))]
     given = "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
-    scale = "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
-    held = {once.known[id(n)]: n.op for n in order([walk.put["dx"], *walk.carry.values()], kept) if once.known.get(id(n), "K")[0] == "h"}
-    declare = "".join(f"  {'B' if op in BOOLEAN else 'V'} H_{n}[WIDE];\n" for n, op in held.items())
-    declare += "".join(f"  V C_{n}[WIDE];\n" for n in walk.start)
-    setup = given + "".join(f"      {line}\n" for line in once.text) + "".join(f"      H_{n}[c] = {n};\n" for n in held)
-    setup += "".join(f"      C_{n}[c] = K({constant(value)});\n" for n, value in walk.start.items())
     made = {n: f"S_c{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes if n not in walk.carry}
-    setup += "".join(f"      A::put(p_c_{n} + j, {value}, n);\n" for n, value in made.items())
-    load = "".join(f"      const {'B' if op in BOOLEAN else 'V'} {n} = H_{n}[c]; (void){n};\n" for n, op in held.items())
-    load += "".join(f"      V k_{n} = C_{n}[c];\n" for n in walk.start)
-    save = "".join(f"      C_{n}[c] = k_{n};\n" for n in walk.start)
-    left = "".join(f"    A::put(p_c_{n} + j, C_{n}[c], n);\n" for n in stage.writes if n in walk.carry)
-    step = _indent("\n".join(text), 8)
-    return f"""{declare}{_each(setup)}  for (int64_t t1 = T; t1 > 0;) {{
-    const int64_t t0 = (t1 - 1) / TB * TB;
+
+    setup = "".join(f"  {kind} H_{n}[WIDE];\n" for n, kind in held.items())
+    setup += "".join(f"  V {n}[WIDE];\n" for n in [*(f"F_{n}" for n in finals), *(f"C_{n}" for n in walk.start)])
+    first = [*(f"F_{n}[c] = S_{n}[c];" for n in finals), *once.text, *(f"H_{n}[c] = {n};" for n in held)]
+    first += [f"C_{n}[c] = K({constant(value)});" for n, value in walk.start.items()]
+    first += [f"A::put(p_c_{n} + j, {value}, n);" for n, value in made.items()]
+    setup += each(given + indent("\n".join(first), 6) + "\n")
+    scale = "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
+    load = " ".join([*(f"const {kind} {n} = H_{n}[c];" for n, kind in held.items()), *(f"V k_{n} = C_{n}[c];" for n in walk.start)])
+    back = f"""    for (int64_t t1 = to, t0; t1 > from; t1 = t0) {{
+    t0 = from + (t1 - 1 - from) / TB * TB;
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-{_block(width)}{given}{scale}{load}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
-{step}
+      {_place(len(kept))}{load}
+{given}{scale}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
+{indent(chr(10).join(step), 8)}
       }};
       if (A::WHOLE && t1 - t0 == TB) {{
 #pragma GCC unroll 8
@@ -182,79 +232,15 @@ def _reverse_walk(program: Program, stage: Stage) -> str:
 #pragma GCC unroll REST
         for (int64_t t = t1 - 1; t >= t0; --t) one(t);
       }}
-{save}    }}
-    t1 = t0;
-  }}
-{_each(left) if left else ""}"""
+      {" ".join(f"C_{n}[c] = k_{n};" for n in walk.start)}
+    }}
+    }}
+"""
+    left = [n for n in stage.writes if n in walk.carry]
+    return setup, back, each("".join(f"    A::put(p_c_{n} + j, C_{n}[c], n);\n" for n in left)) if left else ""
 
 
 def _finals(states: list[str]) -> str:
     put = "".join(f"    A::put(p_out_{n} + j, S_{n}[c], n);\n" for n in states)
     finite = " ".join(f"bad |= !(S_{n}[c] - S_{n}[c] == K(0));" for n in states)
-    return _each(put + f"    B bad = {{}}; {finite}\n    wrong |= any_(bad);\n")
-
-
-# ---- the loop over chunks of neurons -------------------------------------------------------------------------------
-
-
-def _each(body: str) -> str:
-    return f"  for (int c = 0; c < NC; ++c) {{\n    const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;\n{body}  }}\n"
-
-
-def _kernel(name: str, pointers: tuple[str, ...], body: str, end: str, scratch: int = 0, steps: int | None = None) -> str:
-    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors.
-
-    With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
-    """
-    unpack = "\n".join(f"  R* const p_{n} = (R*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
-    held = "V* sc"
-    large = next((k for k, n in enumerate(pointers) if n in ("s", "dx")), None)
-    stream = "false" if large is None else f"T * M * (int64_t)sizeof(R) >= {_LARGE} && M % L == 0 && ((uintptr_t)p[{large}] & 63) == 0"
-    choose = "  int64_t width = 32;\n"
-    if scratch:
-        choose = f"  int64_t width = {_CACHE} / (int64_t)sizeof(V) / (T * {scratch} + 1); width = width > 32 ? 32 : width;\n"
-    allocate = (
-        f"    V* sc = (V*)aligned_alloc(64, sizeof(V) * ((T + TB - 1) / TB * TB * {scratch} * width + 1));\n" if scratch else "    V* sc = nullptr;\n"
-    )
-    count = "const int NC"
-    if steps:
-        choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"
-        unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * steps}]; (void)sc;\n{unpack}"
-    body = body.replace("REST", "8" if steps else "1")
-    end = end.replace("REST", "8" if steps else "1")
-    return f"""
-template <class A> static inline __attribute__((always_inline))
-int {name}_chunk(void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
-{unpack}
-  int wrong = 0;
-{body}{end}  return wrong;
-}}
-extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
-{choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
-  width = width < share ? width : share; width = width < 1 ? 1 : width;
-  const int64_t chunks = (M + width * L - 1) / (width * L);
-  int wrong = 0;
-  const bool stream = {stream};
-#pragma omp parallel num_threads(threads) reduction(|:wrong)
-  {{
-    Flush flush; (void)flush;
-{allocate}#pragma omp for schedule(static)
-    for (int64_t i = 0; i < chunks; ++i) {{
-      const int64_t j0 = i * width * L, left = M - j0;
-      const int nc = left >= width * L ? width : (left + L - 1) / L;
-      wrong |= left < nc * L ? {name}_chunk<Part>(p, T, M, j0, nc, sc)
-               : stream ? {name}_chunk<Stream>(p, T, M, j0, nc, sc) : {name}_chunk<Quick>(p, T, M, j0, nc, sc);
-    }}
-    free(sc);
-  }}
-  return wrong;
-}}
-"""
-
-
-_LARGE = 32 << 20  # bytes of an output that no cache holds
-_CACHE = 512 * 1024  # of scratch a thread: a part of its second-level cache
-
-
-def _indent(text: str, by: int) -> str:
-    return "\n".join(" " * by + line for line in text.splitlines())
+    return each(put + f"    B bad = {{}}; {finite}\n    wrong |= any_(bad);\n")

@@ -67,6 +67,11 @@ def _clipped(node: Node) -> bool:
     return bool(bounds.get("minimum", 99.0) <= 80.0 and bounds.get("maximum", -99.0) >= -80.0)
 
 
+def number(node: Node, name: str) -> str:
+    """The node's value where numbers are kept: a condition is 1 or 0 there."""
+    return f"{name} ? K(1) : K(0)" if node.op in BOOLEAN else name
+
+
 def constant(value: float) -> str:
     """A number such that float and double each read the nearest one."""
     return {"inf": "INFINITY", "-inf": "-INFINITY"}.get(repr(value), repr(value))

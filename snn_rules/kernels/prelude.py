@@ -10,6 +10,7 @@ PRELUDE = """\
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -18,7 +19,9 @@ typedef {integer} I;
 typedef R V __attribute__((vector_size(64)));
 typedef I B __attribute__((vector_size(64)));
 typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
-enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32 }};
+enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32, PART = 64 }};
+typedef std::true_type YES;
+typedef std::false_type NO;
 #define K(c) (V{{}} + (R)(c))
 struct Quick {{
   enum {{ WHOLE = 1 }};

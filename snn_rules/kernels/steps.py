@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import cpp, cuda
-from .emit import Lines, constant, leaves
+from .emit import Lines, constant, leaves, number
 from .graph import BOOLEAN, Node
 from .program import Program
 
@@ -91,7 +91,7 @@ def _ahead(program: Program, language: Language) -> Step:
     lines = Lines(lambda leaf: {"state": f"v_{leaf.value[1]}", "step": leaf.value[1]}[leaf.value[0]])
     values = {"before": "y", "a": "a"}
     if not program.coupled:
-        values |= {f"z{k}": _number(node, lines(node)) for k, node in enumerate(program.stages[0].scratch)}
+        values |= {f"z{k}": number(node, lines(node)) for k, node in enumerate(program.stages[0].scratch)}
     spike, after = lines(traced.spike), {name: lines(node) for name, node in traced.state.items()}
     text = [
         f"const V y = {get('y')};",
@@ -129,10 +129,6 @@ def _back(program: Program, language: Language) -> Step:
     text += [*lines.text, put("dx", dx), *(put(f"k_{n}", value, "j") for n, value in after.items())]
     reads = ("g", "r", *(n for n in kept(program) if n != "before"), *(f"f_{n}" for n in finals(program)))
     return Step("step_back", tuple(text), reads, ("dx", *(f"k_{n}" for n in walk.carry)))
-
-
-def _number(node: Node, value: str) -> str:
-    return f"{value} ? K(1) : K(0)" if node.op in BOOLEAN else value
 
 
 # ---- C++ -------------------------------------------------------------------------------------------------------------

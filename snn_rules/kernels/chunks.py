@@ -1,0 +1,66 @@
+"""The loop over chunks of neurons around a C++ kernel's walks, and the memory that a chunk is given."""
+
+from __future__ import annotations
+
+
+def each(body: str) -> str:
+    return f"  for (int c = 0; c < NC; ++c) {{\n    const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;\n{body}  }}\n"
+
+
+def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, states: int = 0, steps: int | None = None) -> str:
+    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors.
+
+    With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
+    """
+    whole = _WHOLE // max(scratch, 1)
+    unpack = "\n".join(f"  R* const p_{n} = (R*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
+    large = next((k for k, n in enumerate(pointers) if n in ("s", "dx")), None)
+    stream = "false" if large is None else f"T * M * (int64_t)sizeof(R) >= {_LARGE} && M % L == 0 && ((uintptr_t)p[{large}] & 63) == 0"
+    choose, allocate, count, held = "  int64_t width = WIDE;\n", "    V* sc = nullptr;\n", "const int NC", "V* sc"
+    if scratch:  # of a part of the train, and a mark for each part, a neuron
+        choose = f"""  const int64_t length = T <= {whole} ? T : PART, size = (length + TB) * {scratch} + (T / PART + 1) * {states};
+  int64_t width = {_CACHE} / (int64_t)sizeof(V) / size; width = width > WIDE ? WIDE : width;
+"""
+        allocate = "    V* sc = (V*)aligned_alloc(64, sizeof(V) * size * (width > 1 ? width : 1));\n"
+    unpack += f"\n  const int64_t length = {f'T <= {whole} ? T : PART' if scratch else 'T'}; (void)length;"
+    unpack += f"\n  V* const mark = sc + (length + TB) * {scratch} * NC; (void)mark;"
+    if steps:
+        choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"
+        unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * 2 * 8}]; (void)sc;\n{unpack}"
+    return f"""
+template <class A> static inline __attribute__((always_inline))
+int {name}_chunk(void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
+{unpack}
+  int wrong = 0;
+{body.replace("REST", "8" if steps else "1")}  return wrong;
+}}
+extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
+{choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
+  width = width < share ? width : share; width = width < 1 ? 1 : width;
+  const int64_t chunks = (M + width * L - 1) / (width * L);
+  int wrong = 0;
+  const bool stream = {stream};
+#pragma omp parallel num_threads(threads) reduction(|:wrong)
+  {{
+    Flush flush; (void)flush;
+{allocate}#pragma omp for schedule(static)
+    for (int64_t i = 0; i < chunks; ++i) {{
+      const int64_t j0 = i * width * L, left = M - j0;
+      const int nc = left >= width * L ? width : (left + L - 1) / L;
+      wrong |= left < nc * L ? {name}_chunk<Part>(p, T, M, j0, nc, sc)
+               : stream ? {name}_chunk<Stream>(p, T, M, j0, nc, sc) : {name}_chunk<Quick>(p, T, M, j0, nc, sc);
+    }}
+    free(sc);
+  }}
+  return wrong;
+}}
+"""
+
+
+_LARGE = 32 << 20  # bytes of an output that no cache holds
+_CACHE = 512 * 1024  # of scratch a thread: a part of its second-level cache
+_WHOLE = 2048  # values of a neuron up to which a train is walked back in one piece: of four vectors, they fill the cache
+
+
+def indent(text: str, by: int) -> str:
+    return "\n".join(" " * by + line for line in text.splitlines())
