@@ -6,14 +6,19 @@ import torch
 from snn_rules_eprop import reference
 
 import snn_rules
-from snn_rules.testing import parametrize_with_checks
+from snn_rules.testing import check_rule, parametrize_with_checks
 
 OPTIONS = [{}, {"beta": 0.3, "tau_a": 30.0}, {"beta": 0.3, "reset": "zero", "t_ref": 0}]
 
 
-@parametrize_with_checks(["eprop", snn_rules.get_rule("eprop", beta=0.3)])
+@parametrize_with_checks(["eprop"])
 def test_kit(rule, check):
     check(rule)
+
+
+@pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
+def test_adaptation_and_the_other_reset(options):
+    check_rule(snn_rules.get_rule("eprop", **options), only=["equals_its_reference", "cpu_kernels_equal_eager", "rows_are_independent"])
 
 
 @pytest.mark.filterwarnings("ignore:recurrent layers run on torch tensors")
