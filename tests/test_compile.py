@@ -109,20 +109,22 @@ from torch.nn.parallel import DistributedDataParallel
 rank = int(sys.argv[1])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-torch.manual_seed(0)
-inner = torch.nn.Sequential(layer.Linear(4, 6), snn_rules.RuleNode("tssl"), layer.Linear(6, 3))
-functional.set_step_mode(inner, "m")
-net = DistributedDataParallel(inner)
-torch.manual_seed(1)
-x, w = torch.rand(10, 8, 4), torch.randn(10, 8, 3)
-half = slice(4 * rank, 4 * rank + 4)
-(net(x[:, half]) * w[:, half]).sum().backward()
-shared = [2 * p.grad for p in inner.parameters()]  # DDP averages over processes
-functional.reset_net(inner)
-inner.zero_grad()
-(inner(x) * w).sum().backward()
-for a, p in zip(shared, inner.parameters(), strict=True):
-    torch.testing.assert_close(a, p.grad, rtol=1e-5, atol=1e-6)
+for rule in ("surrogate", "tssl", "strsbp", "stdbp"):
+    torch.manual_seed(0)
+    inner = torch.nn.Sequential(layer.Linear(4, 6), snn_rules.RuleNode(rule, v_threshold=0.2), layer.Linear(6, 3))
+    functional.set_step_mode(inner, "m")
+    net = DistributedDataParallel(inner)
+    torch.manual_seed(1)
+    x, w = torch.rand(10, 8, 4), torch.randn(10, 8, 3)
+    half = slice(4 * rank, 4 * rank + 4)
+    (net(x[:, half]) * w[:, half]).sum().backward()
+    shared = [2 * p.grad for p in inner.parameters()]  # DDP averages over processes
+    functional.reset_net(inner)
+    inner.zero_grad()
+    (inner(x) * w).sum().backward()
+    assert inner[0].weight.grad.any()
+    for a, p in zip(shared, inner.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-5)
 dist.destroy_process_group()
 print("equal")
 """

@@ -1,5 +1,6 @@
 """The pages of docs/: what is generated is fresh, every public name has its place."""
 
+import fnmatch
 import re
 from pathlib import Path
 
@@ -38,3 +39,12 @@ def test_every_rule_has_a_page_with_its_parameters_and_its_code(rule: str) -> No
     wanted = {"step", *(sweep.name for sweep in vars(cls).values() if isinstance(sweep, snn_rules.rule.Sweep) and sweep.name != "count")}
     assert {f"{cls.__module__}.{cls.__qualname__}.{name}" for name in wanted} <= set(shown)
     assert "```math" in page and all(f"| `{name}` |" in page for name in vars(snn_rules.get_rule(rule)))
+
+
+def test_every_tool_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "tools.md").read_text()
+    there = [name for path in (ROOT / "tests").glob("test_*.py") for name in (path.name, *re.findall(r"^def (test_\w+)", path.read_text(), re.M))]
+    named = set(re.findall(r"`(test_[\w*.]+)`", page))
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| tool", "|---"))]
+    assert all("`test_" in row.rpartition(" | ")[2] for row in rows) and len(rows) > 20
+    assert not {name for name in named if not fnmatch.filter(there, name)}
