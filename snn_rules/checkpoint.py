@@ -78,6 +78,8 @@ def _keep(path: Path) -> None:
     except OSError:  # a file system without links: for a moment there is only the previous one, and `load` says so
         second = path
     os.replace(second, previous(path))
+    if second != path:
+        second.unlink(missing_ok=True)  # where both were the same file already, `replace` has left it
 
 
 @contextmanager

@@ -203,6 +203,8 @@ class RuleNode(neuron.BaseNode):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
+        if x.is_meta:
+            raise RuleError(f"{self._where()}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if step_mode == "m" and x.dim() < 2:
             raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}; in step mode 'm' pass [T, N, *]")
         if step_mode == "m" and x.shape[0] == 0:

@@ -42,11 +42,16 @@ class _Fused:
         return _FirstSpikes.apply(x, weight, self.rule, self.first_gradient)
 
     @_beside_the_graph
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Tensor, weight: Tensor) -> None:
+        where = f"layer {self.path!r} (stdbp)"
         if torch._C._are_functorch_transforms_active():
-            raise refuse(f"layer {self.path!r} (stdbp)", "layers of spike times")
+            raise refuse(where, "layers of spike times")
+        if x.is_meta:
+            raise RuleError(f"{where}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if bool(torch.isnan(x).any()):
-            raise RuleError(f"layer {self.path!r} (stdbp): the input holds nan; pass the spike times of rule.encode(x, T)")
+            raise RuleError(f"{where}: the input holds nan; pass the spike times of rule.encode(x, T)")
+        if bool(torch.isnan(weight).any()):  # a neuron with such a weight would count as silent
+            raise RuleError(f"{where}: its weights hold nan; lower the learning rate, and go on from weights without")
 
     def first_gradient(self, gradient: Tensor) -> None:
         if "looked" not in vars(self):
@@ -63,7 +68,7 @@ class _Fused:
 
 class FirstSpikeLinear(_Fused, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        self.check(x)
+        self.check(x, self.weight)
         if x.shape[-1] != self.in_features:
             raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_features}]")
         out = self.times(x.reshape(-1, self.in_features), self.weight, self.bias)
@@ -72,7 +77,7 @@ class FirstSpikeLinear(_Fused, nn.Linear):
 
 class FirstSpikeConv2d(_Fused, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        self.check(x)
+        self.check(x, self.weight)
         if x.dim() < 3 or x.shape[-3] != self.in_channels:
             raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_channels}, H, W]")
         images = x.reshape(-1, *x.shape[-3:])
@@ -80,9 +85,9 @@ class FirstSpikeConv2d(_Fused, nn.Conv2d):
         padded = F.pad(images, (left, left, top, top), value=window)
         patches = F.unfold(padded, self.kernel_size, self.dilation, 0, self.stride)  # [N, in, L]
         rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
-        out = self.times(rows, self.weight.flatten(1), self.bias).view(len(images), -1, self.out_channels).transpose(1, 2)
+        out = self.times(rows, self.weight.flatten(1), self.bias).view(*patches.shape[::2], self.out_channels).transpose(1, 2)
         height = (padded.shape[-2] - self.dilation[0] * (self.kernel_size[0] - 1) - 1) // self.stride[0] + 1
-        return out.reshape(*x.shape[:-3], self.out_channels, height, -1)
+        return out.reshape(*x.shape[:-3], self.out_channels, height, patches.shape[2] // height)
 
 
 class FirstSpikeMaxPool2d(_Fused, nn.MaxPool2d):
