@@ -174,7 +174,7 @@ class STDBP(LearningRule):
     def times(self, out: Tensor) -> Tensor:
         """The network's output as spike times `[N, C]`, in units of the input's window."""
         if self.mode == "event":
-            return out.reshape(-1, *out.shape[-2:])[0] if out.dim() > 2 else out
+            return out.flatten(0, -3)[0] if out.dim() > 2 else out
         return first_spike_steps(out) / self.unit
 
     def loss(self, out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
