@@ -3,6 +3,7 @@
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, memopt, neuron
+from spikingjelly.activation_based.base import memories
 from spikingjelly.activation_based.memopt import pipeline
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -144,23 +145,27 @@ def test_a_checkpoint_is_refused_where_the_first_state_is_not_known():
         out.sum().backward()
 
 
-@every_rule
+def container():
+    inner = neuron.LIFNode(v_threshold=0.5, decay_input=False)
+    return layer.LinearRecurrentContainer(inner, 5, 5, step_mode="m")
+
+
+@pytest.mark.parametrize("rule", ["surrogate", "tssl", "strsbp"])  # stdbp trains no recurrent weights
+@pytest.mark.parametrize("make", [lambda rule: snn_rules.RecurrentNode(5, rule, v_threshold=0.5), lambda rule: snn_rules.convert(container(), rule)])
 @pytest.mark.filterwarnings("ignore:recurrent layers run on torch")
-def test_recurrent_layers(rule):
-    if rule == "stdbp":
-        pytest.skip("stdbp trains no recurrent weights")
+def test_recurrent_layers(rule, make):
     torch.manual_seed(0)
-    node, x, w = snn_rules.RecurrentNode(5, rule, v_threshold=0.5), torch.rand(T, 3, 5), torch.randn(T, 3, 5)
+    net, x, w = make(rule), torch.rand(T, 3, 5), torch.randn(T, 3, 5)
     grads = []
-    for run in (node, memopt.checkpoint_module(node)):
+    for run in (net, memopt.checkpoint_module(net)):
         leaf = x.clone().requires_grad_()
         out = run(leaf)
         (out * w).sum().backward()
-        grads.append([out.detach(), leaf.grad, node.weight.grad, node.v, node.y])
-        node.zero_grad()
-        node.reset()
+        grads.append([out.detach(), leaf.grad, *(p.grad for p in net.parameters()), *memories(net)])
+        net.zero_grad()
+        functional.reset_net(net)
     assert grads[0][2].any()
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
     with pytest.raises(snn_rules.RuleError, match="a checkpoint runs a recurrent layer again"):
-        checkpoint(node, x.clone().requires_grad_(), use_reentrant=True).sum().backward()
+        checkpoint(net, x.clone().requires_grad_(), use_reentrant=True).sum().backward()
