@@ -74,7 +74,9 @@ def times(figure: Figure, layers: list[Tensor], rule: LearningRule, config: dict
     axes = figure.subplots()
     for values, label, colour in ((hidden[hidden < rule.window], "hidden neurons", COLOURS[0]), (decided, "first output spike", COLOURS[1])):
         axes.hist(values.numpy(), bins=80, range=(0, rule.window), density=True, histtype="stepfilled", alpha=0.6, color=colour, label=label)
-    axes.set_title(f"{before:.1%} of the hidden neurons have fired when the class is decided, {fired:.1%} ever", loc="left", fontsize="medium")
+    axes.set_title(
+        f"{100 * before:.1f} % of the hidden neurons have fired when the class is decided, {100 * fired:.1f} % ever", loc="left", fontsize="medium"
+    )
     axes.set(xlabel="spike time", ylabel="density")
     finish(figure, axes)
     return {"hidden_fired_before_decision": round(100 * before, 1), "hidden_fired": round(100 * fired, 1)}
@@ -89,7 +91,9 @@ def counts(figure: Figure, layers: list[Tensor], rule: LearningRule, config: dic
     for place, (share, colour) in enumerate(zip(shares[:-1], COLOURS, strict=False)):
         label = f"layer {place + 1}, {layers[place].shape[1]} neurons"
         axes.bar([k + (place - (len(layers) - 1) / 2) * width for k in range(T + 1)], [100 * s for s in share], width, color=colour, label=label)
-    axes.set_title(f"{shares[-1][0]:.1%} of all neurons are silent, {shares[-1][-1]:.1%} fire at every step", loc="left", fontsize="medium")
+    axes.set_title(
+        f"{100 * shares[-1][0]:.1f} % of all neurons are silent, {100 * shares[-1][-1]:.1f} % fire at every step", loc="left", fontsize="medium"
+    )
     axes.set(xlabel=f"spikes in {T} steps", ylabel="% of the neurons")
     finish(figure, axes)
     return {"percent_with_k_spikes": [round(100 * share, 2) for share in shares[-1]]}
