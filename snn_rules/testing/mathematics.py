@@ -12,8 +12,9 @@ from torch.func import functional_call
 
 from ..conversion import convert
 from ..data import Data
-from ..kernels import Compiled, build, ops
+from ..kernels import Compiled, Eager, build, ops
 from ..kernels.graph import trace
+from ..recurrent import check_recurrent
 from ..rule import RuleError
 from ..train import Config, fit
 from . import nvrtc, proof
@@ -137,6 +138,49 @@ def cuda_kernels_equal_cpu_kernels(case: Case) -> None:
         raise Skip(str(why)) from why
     for name, (got, want) in proof.agreement(case.rule, shape=(11, 300), scale=case.drive, warm=False).items():
         demand(not (what := differ(got, want)), f"{name}: {what}")
+
+
+def _recurrent(case: Case, executor: Eager, x: Tensor, g: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """What a recurrent layer gives: spikes, the states, dL/dx and dL/dweight."""
+    by_autograd = executor is EAGER and not case.rule.sweeps
+    x, weight = (t.clone().requires_grad_(by_autograd) for t in (x, weight))
+    spikes, after, tape, _ = executor.forward(case.rule, x, {}, weight)
+    if by_autograd:
+        dx, d_weight = torch.autograd.grad(spikes, (x, weight), g)
+    else:
+        dx, _, d_weight, _ = executor.recurrent_backward(case.rule, tape, g, weight)
+    return {"spikes": spikes.detach(), **{f"state {name}": after[name].detach() for name in after}, "dL/dx": dx, "dL/dweight": d_weight}
+
+
+@check
+def recurrent_kernels_equal_eager(case: Case) -> None:
+    """A recurrent layer on compiled kernels gives the spikes and states of eager torch to the bit, and its gradients to round-off."""
+    _trains_recurrent_weights(case)
+    for shape, dtype in [((12, 3, 21), torch.float64), ((12, 3, 21), torch.float32), ((1, 1, 5), torch.float64)]:
+        x, g = case.inputs(*shape, dtype=dtype)
+        weight = case.drive * torch.randn(shape[-1], shape[-1], dtype=dtype, generator=torch.Generator().manual_seed(0)) / shape[-1] ** 0.5
+        got, want = (_recurrent(case, executor, x, g, weight) for executor in (COMPILED, EAGER))
+        for name in want:
+            near = 0.0 if name[:2] != "dL" else 1e-9 if dtype == torch.float64 else 1e-4
+            what = differ(got[name], want[name], rtol=near, atol=near * float(want[name].abs().nan_to_num(0, 0, 0).max()))
+            demand(not what, f"{name} of {list(shape)} in {dtype}: {what}")
+
+
+@check
+def recurrent_cuda_kernels_equal_cpu_kernels(case: Case) -> None:
+    """So do its CUDA kernels, interpreted through the real launch code: to the bit."""
+    _needs_nvrtc()
+    _trains_recurrent_weights(case)
+    for name, (got, want) in proof.recurrent_agreement(case.rule, shape=(7, 3, 40), scale=case.drive, warm=False).items():
+        demand(not (what := differ(got, want)), f"{name}: {what}")
+
+
+def _trains_recurrent_weights(case: Case) -> None:
+    try:
+        build.compiler()
+        check_recurrent(case.rule, "a recurrent layer")
+    except (build.NoCompiler, RuleError) as why:
+        raise Skip(str(why)) from why
 
 
 @check

@@ -174,6 +174,7 @@ def test_pooling_takes_the_earliest_and_dropout_silences():
     assert torch.equal(net[4].eval()(times), times)
 
 
+@pytest.mark.filterwarnings("ignore:.tau. has no meaning")  # said once a process, by whichever test comes first
 @pytest.mark.parametrize(
     ("net", "message"),
     [
