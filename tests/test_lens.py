@@ -22,6 +22,7 @@ from snn_rules.ops import heaviside, spike
 from snn_rules.registry import Registry
 from snn_rules.surrogate import Surrogate
 
+pytestmark = pytest.mark.filterwarnings("ignore:'tau' has no meaning")
 FAST = ["--network", "8-10", "--samples", "20", "--T", "6", "--steps", "0.01,0.1"]
 
 
@@ -131,7 +132,6 @@ def test_the_numbers_by_hand() -> None:
     torch.testing.assert_close(seen.fall, 1 - seen.loss.min(-1).values / seen.loss[..., 0])
 
 
-@pytest.mark.filterwarnings("ignore:'tau' has no meaning for rule 'stdbp'")
 def test_the_loss_falls_by_the_norm_of_an_exact_gradient() -> None:
     stock = net(5, 6, 3).double()
     size = torch.cat([p.flatten() for p in stock.parameters()]).norm().item()
