@@ -82,22 +82,22 @@ def test_what_the_graph_leaves_out_is_said():
         compiled(torch.rand(5, 2, 3))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch's own
-def test_event_layers_run_beside_the_graph():
+def test_event_layers_are_operators():
     torch.manual_seed(0)
-    net = nn.Sequential(layer.Linear(8, 6), neuron.LIFNode(), layer.Linear(6, 4), neuron.LIFNode())
+    net = nn.Sequential(layer.Conv2d(1, 3, 3), neuron.LIFNode(), layer.MaxPool2d(2), layer.Flatten(), layer.Linear(27, 4), neuron.LIFNode())
     rule = snn_rules.convert(net, "stdbp", mode="event", revive=1.0)[1].rule
-    x = rule.encode(torch.rand(5, 8), T=1)
-    found = []
-    for run in (net, torch.compile(net, backend="aot_eager")):
+    rule.initialize(net)
+    x, y, found = rule.encode(torch.rand(5, 1, 8, 8), T=1)[0], torch.arange(5) % 4, []
+    for run in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
         net.zero_grad()
         out = run(x)
-        rule.loss(out, torch.arange(5) % 4).backward()
+        rule.loss(out, y).backward()
         found.append([out.detach(), *(p.grad.clone() for p in net.parameters())])
     assert all(torch.equal(a, b) and a.any() for a, b in zip(*found, strict=True))
-    torch._dynamo.reset()
-    with pytest.raises(RuntimeError, match=r"layers of spike times run beside the graph; compile without fullgraph=True"):
-        torch.compile(net, backend="aot_eager", fullgraph=True)(x)
+    arguments = torch.rand(3, 4, requires_grad=True), torch.rand(2, 4), net[0].key
+    checks = "test_schema", "test_faketensor", "test_autograd_registration"
+    done = torch.library.opcheck(torch.ops.snn_rules_stdbp.first_spikes.default, arguments, test_utils=checks)
+    assert set(done.values()) == {"SUCCESS"}
 
 
 PROCESS = """

@@ -15,16 +15,15 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from snn_rules import RecurrentNode, RuleError, RuleNode
+from snn_rules.kernels import ops
 from snn_rules.kernels.transforms import refuse
 from snn_rules.neuron import warn_zero_gradient
 
+from .event_op import first_spikes
 from .first_spikes import _FirstSpikes
 
 if TYPE_CHECKING:
     from .rule import STDBP
-
-
-_beside_the_graph = torch.compiler.disable(reason="layers of spike times run beside the graph; compile without fullgraph=True")
 
 
 class _Fused:
@@ -32,17 +31,20 @@ class _Fused:
 
     rule: STDBP
     path: str
+    key: str  # the rule as text, inside `torch.compile`
     stock: type[nn.Module]
 
-    @_beside_the_graph
     def times(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`x[B, in]` -> `[B, out]`."""
         if bias is not None:
             x, weight = F.pad(x, (0, 1)), torch.cat([weight, bias[:, None]], 1)
+        if torch.compiler.is_compiling():
+            return first_spikes(x, weight, self.key)[0]
         return _FirstSpikes.apply(x, weight, self.rule, self.first_gradient)
 
-    @_beside_the_graph
     def check(self, x: Tensor, weight: Tensor) -> None:
+        if torch.compiler.is_compiling():  # a graph does not look at values
+            return
         where = f"layer {self.path!r} (stdbp)"
         if torch._C._are_functorch_transforms_active():
             raise refuse(where, "layers of spike times")
@@ -61,7 +63,7 @@ class _Fused:
 
     def unfuse(self) -> None:
         """Back to the layer that it was."""
-        for name in ("rule", "path", "looked"):
+        for name in ("rule", "path", "key", "looked"):
             vars(self).pop(name, None)
         self.__class__ = vars(self).pop("stock")
 
@@ -162,7 +164,7 @@ def _become(rule: STDBP, path: str, module: nn.Module, fused: type[nn.Module]) -
         return
     stock = vars(module).get("stock", type(module))
     module.__class__ = fused
-    vars(module).update(rule=rule, path=path, stock=stock)
+    vars(module).update(rule=rule, path=path, key=ops.key(rule), stock=stock)
 
 
 def _check_synapse(path: str, module: nn.Module) -> None:
