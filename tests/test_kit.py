@@ -1,7 +1,6 @@
 """The conformance kit: the baseline passes it, planted faults fail the check that is named for them, and what it says is plain."""
 
 import dataclasses
-import subprocess
 import sys
 from typing import Any, ClassVar
 
@@ -182,12 +181,13 @@ def test_without_a_reference_it_says_what_to_write() -> None:
         ("import pandas", "imports pandas; import it in the function that needs it"),
         ("print('hello')", "prints ['hello']; a program's output"),
         ("1 / 0", "fails in a new process: ['ZeroDivisionError: division by zero']"),
-        ("import time\nwhile time.process_time() < 1.3: pass", " s beyond torch and SpikingJelly; do that work where it is needed"),
+        ("import time\nwhile time.process_time() < 0.3: pass", " s beyond torch and SpikingJelly; do that work where it is needed"),
     ],
 )
 def test_a_heavy_import_is_caught(body: str, says: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("snn_rules.testing.behaviour.PROBE", PROBE)
+    monkeypatch.setattr("snn_rules.testing.behaviour.SECONDS", 0.2)
     (tmp_path / "pandas.py").write_text("")
     (tmp_path / "heavy.py").write_text(body)
     from snn_rules.testing import behaviour
@@ -225,13 +225,3 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bad.exit_code == 1 and "1 failed" in bad.stdout and "90% are asked for" in bad.stdout, bad.output
     text = CliRunner().invoke(app, ["check", "copy", "--reasons"]).stdout
     assert all(name in text for name in CHECKS)
-
-
-def test_it_runs_without_pytest() -> None:
-    code = (
-        "import sys; sys.modules['pytest'] = None\n"
-        "from snn_rules.testing import check_rule\n"
-        "report = check_rule('tssl', only=['is_a_value', 'rows_are_independent'])\n"
-        "assert not report.failures and len(report.results) == 2"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

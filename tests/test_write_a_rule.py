@@ -17,7 +17,7 @@ from snn_rules.scaffold import new, render
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "write-a-rule.md").read_text(encoding="utf-8")
-RUN = [sys.executable, "-W", "ignore", "-c", "from snn_rules.cli import app; app()"]
+RUN = [sys.executable, "-W", "ignore", "-c", "import sys; sys.modules['pytest'] = None; from snn_rules.cli import app; app()"]  # no pytest there
 
 
 def test_the_page_shows_what_the_command_writes() -> None:

@@ -25,7 +25,7 @@ import torch
 
 from ..console import out
 from ..registry import get_rule
-from ..rule import LearningRule, RuleError
+from ..rule import LearningRule, RuleError, _warned
 from . import behaviour, mathematics
 from .case import CHECKS, Case, Check, Reference, Skip
 
@@ -155,10 +155,14 @@ def _run(check: Check, case: Case) -> None:
     """One check, with its own random numbers; what the neuron warns of is for training, not for a check."""
     if check.neuron and case.rule.capabilities.signal != "spikes":
         raise Skip("it sends spike times, through layers of its own and no neuron")
-    with torch.random.fork_rng([]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        check.body(case)
+    said = set(_warned)
+    try:
+        with torch.random.fork_rng([]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            check.body(case)
+    finally:
+        _warned.intersection_update(said)  # what is said once a process is still to be said
 
 
 def _expected(rule: LearningRule, more: Mapping[str, str] | None) -> dict[str, str]:

@@ -21,7 +21,6 @@ def test_adaptation_and_the_other_reset(options):
     check_rule(snn_rules.get_rule("eprop", **options), only=["equals_its_reference", "cpu_kernels_equal_eager", "rows_are_independent"])
 
 
-@pytest.mark.filterwarnings("ignore:recurrent layers run on torch tensors")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_recurrent_layer_learns_from_eligibility_traces(options):
     """dE/dW_ji = sum_t L_j e_ji of the recurrent and of the input weights: no error passes through the recurrent ones."""
@@ -60,7 +59,6 @@ def test_the_reverse_scan_keeps_one_number_a_neuron_and_step():
     assert sum(kept.values()) <= x.numel() + 8
 
 
-@pytest.mark.filterwarnings("ignore:recurrent layers run on torch tensors")
 def test_learns_in_a_recurrent_network():
     """Which of two patterns came first: what is asked for at the end, the layer must remember."""
     torch.manual_seed(1)
