@@ -71,6 +71,16 @@ def first_spike_steps(spikes: Tensor) -> Tensor:
     return first + (early * (spikes - spikes.detach())).sum(0)
 
 
+def spike_steps(out: Tensor) -> Tensor:
+    """The step of a neuron's one spike, `T` where it is silent: `[T, N, C]` -> `[N, C]`; the derivative is that of `first_spike_steps`.
+
+    Linear, so that it also reads models that end in a layer without neurons (spiking_resnet18), whose outputs are no spikes: the
+    earlier a large value comes, the earlier the class.
+    """
+    T = out.shape[0]
+    return T + torch.einsum("t,t...->...", torch.arange(-T, 0, dtype=out.dtype, device=out.device), out)
+
+
 # ---- losses --------------------------------------------------------------------------------------------------------
 
 

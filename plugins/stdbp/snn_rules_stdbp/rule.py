@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_rules import Capabilities, LearningRule, RuleError, hookimpl, parameter, sweep
-from snn_rules.coding import first_spike_loss, first_spike_steps, latency, latency_times
+from snn_rules.coding import first_spike_loss, latency, latency_times, spike_steps
 from snn_rules.ops import heaviside, maximum, where
 from snn_rules.rule import Training, Values
 
@@ -175,7 +175,7 @@ class STDBP(LearningRule):
         """The network's output as spike times `[N, C]`, in units of the input's window."""
         if self.mode == "event":
             return out.flatten(0, -3)[0] if out.dim() > 2 else out
-        return first_spike_steps(out) / self.unit
+        return spike_steps(out) / self.unit
 
     def loss(self, out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
         """Cross entropy of the softmax over negative first-spike times, Eq. 13.

@@ -94,3 +94,15 @@ def test_revive_pulls_silent_neurons_that_should_fire_earlier(revive):
     want = [3.0 * revive * 4 / 2.0 * (t - 6) for t in range(5)] + [0.0]
     assert x.grad[:, 0, 0].tolist() == pytest.approx(want)
     assert x.grad[:, 0, 1].count_nonzero() == 0
+
+
+def test_the_loss_reads_a_last_layer_without_neurons():
+    """Models that end in a synapse (spiking_resnet18) give no spikes; a class whose output is large early is early, and all learns."""
+    rule = snn_rules.get_rule("stdbp", unit=4)
+    out = torch.zeros(8, 2, 3)
+    out[1, 0, 2] = out[2, 1, 0] = 5.0
+    out[6, :, 1] = 5.0
+    assert rule.predict(out).tolist() == [2, 0]
+    values = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gradient = torch.autograd.grad(rule.loss(values, torch.tensor([0, 1])), values)[0]
+    assert gradient.ne(0).all()
