@@ -24,6 +24,13 @@ def check_recurrent(rule: LearningRule, where: str) -> None:
 
 def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Spikes `[T, N, F]` of `node` fed by `x[T, N, F]` and by its own spikes of the step before; and the last spikes."""
+    if torch.compiler.is_compiling():  # beside the graph
+        found: tuple[Tensor, Tensor] = torch.compiler.disable(_run)(node, x, weight, y, x_weights)  # type: ignore[no-untyped-call]
+        return found
+    return _run(node, x, weight, y, x_weights)
+
+
+def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     dtype = _state_dtype(x)
     if torch._C._are_functorch_transforms_active():
         raise refuse(node._where(), "recurrent layers")

@@ -161,6 +161,21 @@ def test_a_spike_train_may_be_changed_in_place() -> None:
     assert torch.equal(*grads)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo itself looks there
+@pytest.mark.parametrize("name", ["tssl", "strsbp", "surrogate"])
+def test_torch_compile_goes_around_it(name: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(7, 7), snn_rules.RecurrentNode(7, name, v_threshold=0.5), torch.nn.Linear(7, 3))
+    x, found = 3 * torch.rand(6, 2, 7), []
+    for by in (net, torch.compile(net, backend="eager")):
+        net.zero_grad()
+        net[1].reset()
+        out = by(x)
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)])
+    assert len(found[0]) == 6 and found[0][3].any()
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_nothing_is_kept_without_a_gradient() -> None:
     for name in ("tssl", "strsbp"):
         rule, x, weight = snn_rules.get_rule(name), torch.rand(5, 2, 7), torch.rand(7, 7)
