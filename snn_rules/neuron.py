@@ -140,14 +140,14 @@ class RuleNode(neuron.BaseNode):
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
     def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._after_backward)
-        job.record = "v" if self.store_v_seq else None
-        spikes = run(job, x.to(_state_dtype(x)))
+        record, dtype = "v" if self.store_v_seq else None, x.dtype
+        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._after_backward, record)
+        spikes = run(job, x if dtype is torch.float32 else x.to(_state_dtype(x)))
         if not job.finite:
             self._check_finite(x, job.state)
         if self.store_v_seq:
             self.v_seq = torch.stack(job.recorded)
-        return spikes.to(x.dtype), tuple(job.state[name] for name in self._memories)
+        return spikes if dtype is torch.float32 else spikes.to(dtype), tuple([job.state[name] for name in self._memories])
 
     def _compiled_forward(self, x: Tensor) -> Tensor:
         """As one operator, inside `torch.compile`; see `kernels.ops`."""
@@ -168,12 +168,13 @@ class RuleNode(neuron.BaseNode):
         ]
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
-        x = inputs[0][0] if step_mode == "m" else inputs[0]
-        return tuple([self._materialize(n, v, x) if isinstance(v, Tensor) else v for n, v in zip(self._memories, states, strict=True)])
+        x, shape = inputs[0], inputs[0].shape[1:] if step_mode == "m" else inputs[0].shape
+        return tuple([self._materialize(n, v, x, shape) if isinstance(v, Tensor) else v for n, v in zip(self._memories, states, strict=True)])
 
-    def _materialize(self, name: str, value: Any, x: Tensor) -> Tensor | float:
+    def _materialize(self, name: str, value: Any, x: Tensor, shape: torch.Size) -> Tensor | float:
         """The value for this input, or the start value, a number, where there is none yet or the shape has changed."""
-        shape = (self.rule.delay, *x.shape) if name == "late" else x.shape
+        if name == "late":
+            shape = torch.Size((self.rule.delay, *shape))
         if not isinstance(value, Tensor) or value.shape != shape:
             return self.rule.state.get(name, 0.0)
         return value.to(dtype=_state_dtype(x), device=x.device)

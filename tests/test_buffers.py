@@ -9,7 +9,7 @@ import sys
 import torch
 
 import snn_rules
-from snn_rules.kernels.buffers import PAGE, SMALLEST, Pool, empty_like
+from snn_rules.kernels.buffers import PAGE, SMALLEST, Pool, memory
 
 
 def test_a_block_comes_back_when_its_last_user_is_gone():
@@ -36,14 +36,14 @@ def test_the_pool_is_capped():
 
 def test_tensors_of_the_pool_are_ordinary():
     x = torch.randn(3, 1 << 19)
-    made = empty_like(x).copy_(x)
+    made = memory(x)(x.shape).copy_(x)
     row = made[1]
     twin, loaded = copy.deepcopy(made), pickle.loads(pickle.dumps(made))
     del made
     gc.collect()
-    empty_like(x).zero_()  # takes whatever came back
+    memory(x)(x.shape).zero_()  # takes whatever came back
     assert torch.equal(row, x[1]) and torch.equal(twin, x) and torch.equal(loaded, x)
-    assert empty_like(x[0]).data_ptr() != row.data_ptr()
+    assert memory(x)(x[0].shape).data_ptr() != row.data_ptr()
 
 
 def test_training_on_recycled_memory_is_the_same():

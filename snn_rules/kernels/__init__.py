@@ -25,10 +25,11 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
     """The executor for this rule on the device and in the dtype of `x`. What falls back to torch says so, once."""
     if os.environ.get("SNN_RULES_EXECUTOR") == "eager":
         return _eager("SNN_RULES_EXECUTOR=eager")
-    if x.device.type not in ("cpu", "cuda"):
-        return _eager(f"there are no kernels for {x.device.type}")
+    device = x.device.type
+    if device not in ("cpu", "cuda"):
+        return _eager(f"there are no kernels for {device}")
     try:
-        if x.device.type == "cuda":
+        if device == "cuda":
             launch.kernels(rule, x.shape[0], x.dtype == torch.float64, x.device, recurrent)
             return _launched
         kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)

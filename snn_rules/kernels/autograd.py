@@ -15,8 +15,10 @@ from . import executor
 from .eager import Eager, State, Tape
 from .program import diagnosed
 
+_NONE = Eager()  # in the place of an executor until `run` has chosen one
 
-@dataclass
+
+@dataclass(slots=True)
 class Report:
     """What the passes leave behind for the neuron that ran them."""
 
@@ -28,7 +30,7 @@ class Report:
     values: Any = None  # what the rule's diagnostics read, of the last backward pass
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """One forward pass of a layer: what runs, and what it leaves beside its spikes."""
 
@@ -36,10 +38,10 @@ class Job:
     state: State
     report: Report
     notify: Callable[[], None]  # called after each backward pass
-    run_by: Eager = field(default_factory=Eager)
     record: str | None = None  # the state whose values are kept at each step
     recorded: list[Tensor] = field(default_factory=list)
     finite: bool | None = None  # of the state afterwards; None: the executor has not looked
+    run_by: Eager = _NONE
 
     def forward(self, x: Tensor, weight: Tensor | None, learns: bool = True) -> tuple[Tensor, Tape]:
         spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record, learns)
@@ -89,14 +91,20 @@ class _Learn(torch.autograd.Function):
         return spikes
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        job, (weight, *tensors) = ctx.job, ctx.saved_tensors
-        tape, run_by = Tape.unflatten(tensors, ctx.names), job.run_by
-        d_weight = dx_weights = None
-        if weight is None:
-            dx, neurons = run_by.backward(job.rule, tape, grads[0])
-        else:
-            dx, dx_weights, d_weight, neurons = run_by.recurrent_backward(job.rule, tape, grads[0], weight)
-        job.passed(dx, neurons)
-        return dx, d_weight, dx_weights if ctx.needs_input_grad[2] else None, None
+        return _refusing_twice(ctx, *grads) if torch.is_grad_enabled() else _walk_back(ctx, *grads)
+
+
+def _walk_back(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    job, (weight, *tensors) = ctx.job, ctx.saved_tensors
+    tape, run_by = Tape.unflatten(tensors, ctx.names), job.run_by
+    d_weight = dx_weights = None
+    if weight is None:
+        dx, neurons = run_by.backward(job.rule, tape, g)
+    else:
+        dx, dx_weights, d_weight, neurons = run_by.recurrent_backward(job.rule, tape, g, weight)
+    job.passed(dx, neurons)
+    return dx, d_weight, dx_weights if ctx.needs_input_grad[2] else None, None
+
+
+_refusing_twice = torch.autograd.function.once_differentiable(_walk_back)  # where a graph of the backward pass is asked for

@@ -7,10 +7,13 @@ Blocks of at least `SMALLEST` bytes are mapped in huge pages and come back when 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import threading
 import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,12 +53,16 @@ class Pool:
 _pool = Pool(int(os.environ.get("SNN_RULES_POOL_MB", "1024")) << 20)
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """`torch.empty_like` for a contiguous tensor on the CPU, on recycled memory if it is large."""
-    size = x.numel() * x.element_size()
-    if size < SMALLEST or not _pool.capacity:
-        return torch.empty_like(x)
-    return torch.frombuffer(_pool.take(size), dtype=x.dtype, count=x.numel()).view(x.shape)
+def memory(x: Tensor) -> Callable[[Sequence[int]], Tensor]:
+    """What makes tensors of a shape, of the dtype of `x` on the CPU, none of them larger than `x`: the large on recycled memory."""
+    return x.new_empty if x.nbytes < SMALLEST or not _pool.capacity else partial(_empty, x)
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    count = math.prod(shape)
+    if count * x.element_size() < SMALLEST:
+        return x.new_empty(shape)
+    return torch.frombuffer(_pool.take(count * x.element_size()), dtype=x.dtype, count=count).view(*shape)
 
 
 def tune_cpu_allocator() -> bool:

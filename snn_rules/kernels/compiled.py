@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..rule import LearningRule
-from .buffers import empty_like
+from .buffers import memory
 from .build import build
 from .prelude import prelude
 from .program import Program, program
@@ -79,5 +79,5 @@ class Compiled(ByKernels):
     def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Kernels:
         return kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
 
-    def empty_like(self, x: Tensor) -> Tensor:
-        return empty_like(x)
+    def memory(self, x: Tensor) -> Callable[[Sequence[int]], Tensor]:
+        return memory(x)

@@ -103,7 +103,7 @@ def _arrival(program: Program) -> str:
     """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
     delay = program.delay
     now = f"A::get(p_x + (t - {delay}) * M + j, n)" if delay else "A::get(p_x + t * M + j, n)"
-    return (f"(t < {delay} ? A::get(p_late + t * M + j, n) : {now})" if delay else now) + _gain(program)
+    return (f"(t < {delay} ? p_late ? A::get(p_late + t * M + j, n) : K(0) : {now})" if delay else now) + _gain(program)
 
 
 def _carries(stage: Stage | None) -> dict[str, float]:
@@ -214,6 +214,8 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     first = [*(f"F_{n}[c] = S_{n}[c];" for n in finals), *once.text, *(f"H_{n}[c] = {n};" for n in held)]
     first += [f"C_{n}[c] = K({constant(value)});" for n, value in walk.start.items()]
     first += [f"A::put(p_c_{n} + j, {value}, n);" for n, value in made.items()]
+    if delay:  # the last inputs never arrive
+        first.append(f"for (int64_t t = T < {delay} ? 0 : T - {delay}; t < T; ++t) A::put(p_dx + t * M + j, K(0), n);")
     setup += each(given + indent("\n".join(first), 6) + "\n")
     scale = "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
     load = " ".join([*(f"const {kind} {n} = H_{n}[c];" for n, kind in held.items()), *(f"V k_{n} = C_{n}[c];" for n in walk.start)])

@@ -120,7 +120,7 @@ def _gain(program: Program) -> str:
 def _arrival(program: Program) -> str:
     """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
     delay = program.delay
-    read = f"(t < {delay} ? p_late[at] : p_x[at - {delay} * M])" if delay else "p_x[at]"
+    read = f"(t < {delay} ? p_late ? p_late[at] : K(0) : p_x[at - {delay} * M])" if delay else "p_x[at]"
     return f"const V a = {read}{_gain(program)};"
 
 
@@ -169,6 +169,8 @@ def _reverse(program: Program, stage: Stage) -> list[str]:
     step += _update(lines, {f"k_{n}": node for n, node in walk.carry.items()}, [f"if (t >= {delay}) {put}" if delay else put])
     left = {n: f"k_{n}" if n in walk.carry else f"f_{n}" if n in ahead else once(stage.between[n]) for n in stage.writes}
     start = [f"V k_{n} = K({constant(value)});" for n, value in walk.start.items()]
+    if delay:  # the last inputs never arrive
+        start.append(f"for (N t = T < {delay} ? 0 : T - {delay}; t < T; ++t) p_dx[t * M + j] = K(0);")
     return [*start, *once.text, *_loop("N t = T - 1; t >= 0; --t", step), *(f"p_c_{n}[j] = {value};" for n, value in left.items())]
 
 

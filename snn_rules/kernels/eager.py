@@ -26,11 +26,15 @@ class Tape:
 
     def flatten(self) -> tuple[list[Tensor], list[tuple[str, int]]]:
         """The tensors, and what it takes to put them back in place."""
+        if not self.steps:
+            return list(self.neurons.values()), [(name, -1) for name in self.neurons]
         names = [(name, len(values)) for name, values in self.steps.items()] + [(name, -1) for name in self.neurons]
         return [v for values in self.steps.values() for v in values] + list(self.neurons.values()), names
 
     @classmethod
     def unflatten(cls, tensors: Sequence[Tensor], names: list[tuple[str, int]]) -> Tape:
+        if len(tensors) == len(names) and all(length < 0 for _, length in names):
+            return cls({}, {name: value for (name, _), value in zip(names, tensors, strict=True)})
         tape, rest = cls(), list(tensors)
         for name, length in names:
             if length < 0:

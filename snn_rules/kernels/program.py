@@ -8,7 +8,7 @@ own walk needs in scratch memory of the size of a cache. A forward sweep of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ..rule import LearningRule, RuleError
@@ -47,6 +47,16 @@ class Program:
     def gain(self) -> float:
         """The factor of the input, likewise."""
         return 1.0 if self.recurrent else self.rule.gain
+
+    @cached_property
+    def ins(self) -> dict[str, str]:
+        """The pointers to the states before the first step, by the states' names."""
+        return {name: f"in_{name}" for name in self.rule.state}
+
+    @cached_property
+    def outs(self) -> tuple[str, ...]:
+        """The pointers to the states after the last step."""
+        return tuple(f"out_{name}" for name in self.rule.state)
 
     @property
     def sent(self) -> str:

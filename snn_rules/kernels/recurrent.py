@@ -25,7 +25,7 @@ def forward(
     by: ByKernels, rule: LearningRule, x: Tensor, state: State, weight: Tensor, record: str | None, learns: bool
 ) -> tuple[Tensor, State, Tape, list[Tensor]]:
     """As `Eager.forward` for a recurrent layer: the same spikes and states."""
-    x = x.contiguous()
+    x, empty = x.contiguous(), by.memory(x)
     T, M, features = x.shape[0], x[0].numel(), weight.shape[0]
     run, start = by.load(rule, x, recurrent=True), {**rule.state, "late": 0.0, "y": 0.0}
 
@@ -37,9 +37,9 @@ def forward(
     after = {name: given(name, *x.shape[1:]).clone() for name in rule.state}
     y = given("y", *x.shape[1:]).clone()  # in memory of its own: the last bit of a product depends on where its factors lie
     late = {"late": given("late", rule.delay, *x.shape[1:])} if rule.delay else {}
-    kept = {name: by.empty_like(x) for name in steps.kept(run.program)} if learns else {}
-    spikes, r = by.empty_like(x), x.new_empty(M // features, features)
-    recorded = {"record": by.empty_like(x)} if record else {}
+    kept = {name: empty(x.shape) for name in steps.kept(run.program)} if learns else {}
+    spikes, r = empty(x.shape), x.new_empty(M // features, features)
+    recorded = {"record": empty(x.shape)} if record else {}
     step = run.bind(0, {"x": x, **late, "y": y, "r": r, "s": spikes, **kept, **recorded, **{f"v_{n}": v for n, v in after.items()}}, M)
     said, back = y.view_as(r), weight.t()
     for t in range(T):
@@ -90,6 +90,6 @@ def backward(by: ByKernels, rule: LearningRule, tape: Tape, g: Tensor, weight: T
 
 def _longer(by: ByKernels, g: Tensor, more: int) -> Tensor:
     """Memory for a result like `g` with `more` steps, which are zero."""
-    made = by.empty_like(g.new_empty(g.shape[0] + more, *g.shape[1:]) if more else g)
+    made = by.memory(g)((g.shape[0] + more, *g.shape[1:]))
     made[g.shape[0] :] = 0
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -36,9 +36,9 @@ class ByKernels(Eager):
         """The kernels of a rule for trains like `x`, or those of a recurrent layer."""
         raise NotImplementedError
 
-    def empty_like(self, x: Tensor) -> Tensor:
-        """Memory for a result."""
-        return torch.empty_like(x)
+    def memory(self, x: Tensor) -> Callable[[Sequence[int]], Tensor]:
+        """What makes results of a shape, in the dtype and on the device of `x`, none of them larger than it."""
+        return x.new_empty
 
     def forward(
         self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None, learns: bool = True
@@ -47,27 +47,25 @@ class ByKernels(Eager):
             return super().forward(rule, x, state, weight, record)
         if weight is not None:
             return recurrent.forward(self, rule, x, state, weight, record, learns)
-        x = x.contiguous()
-        T, M = x.shape[0], x[0].numel()
-        given = {f"in_{n}": s.contiguous() for n in rule.state if isinstance(s := state.get(n), Tensor)}
+        x, run = x.contiguous(), self.load(rule, x)
+        T, shape, plan, empty = x.shape[0], x.shape[1:], run.program, self.memory(x)
+        given = {pointer: s.contiguous() for name, pointer in plan.ins.items() if isinstance(s := state.get(name), Tensor)}
+        if rule.delay and isinstance(queue := state.get("late"), Tensor):
+            given["late"] = queue.contiguous()
+        spikes, after = empty(x.shape), {name: empty(shape) for name in plan.ins}
+        tensors: dict[str, Tensor | None] = {"x": x, "s": spikes, **given, **dict(zip(plan.outs, after.values(), strict=True))}
+        recorded = tensors["record"] = empty(x.shape) if record else None
+        wrong = run(0, tensors, T, x.numel() // T)
+        tape = Tape({}, {"x": x, **given}, None if wrong is None else not wrong)
         if rule.delay:
-            queue = state.get("late")
-            given["late"] = queue.contiguous() if isinstance(queue, Tensor) else x.new_zeros(rule.delay, *x.shape[1:])
-        after = {name: self.empty_like(x[0]) for name in rule.state}
-        spikes, recorded = self.empty_like(x), self.empty_like(x) if record else None
-        wrong = self.load(rule, x)(0, {"x": x, "s": spikes, "record": recorded, **given, **{f"out_{n}": t for n, t in after.items()}}, T, M)
-        tape = Tape(neurons={"x": x, **given}, finite=None if wrong is None else not wrong)
-        if rule.delay:
-            after["late"] = torch.cat([given["late"], x])[T:].clone() if rule.delay > T else x[T - rule.delay :].clone()
+            after["late"] = _queue(rule, x, given.get("late"))
         return spikes, after, tape, list(recorded.unbind(0)) if recorded is not None else []
 
     def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
         if tape.steps:
             return super().backward(rule, tape, g)
         x, g = tape.neurons["x"], g.contiguous()
-        dx = self.empty_like(x)
-        if rule.delay:
-            dx[max(x.shape[0] - rule.delay, 0) :] = 0
+        dx = self.memory(x)(x.shape)
         return dx, self.walk_back(self.load(rule, x), rule, {**tape.neurons, "g": g, "dx": dx})
 
     def recurrent_backward(self, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
@@ -78,14 +76,24 @@ class ByKernels(Eager):
     def walk_back(self, run: Loaded, rule: LearningRule, given: dict[str, Tensor]) -> State:
         """Write `dx`, by the kernels of whole trains; the values of each neuron that the sweeps leave behind."""
         x, neurons = given["x"], dict[str, Any]()
-        T, M = x.shape[0], x[0].numel()
-        for k, stage in enumerate(run.program.stages):
-            if missing := [name for name in stage.neurons if name not in neurons]:
-                raise RuleError(f"rule {rule.name!r}: a sweep reads {missing}, which neither an earlier one nor `between` has made")
-            left = {name: self.empty_like(x[0]) for name in stage.writes}
-            values = {f"n_{name}": neurons[name].contiguous() for name in {*stage.neurons, "scale"} & neurons.keys()}
-            run(k + 1, {**given, **values, **{f"c_{n}": t for n, t in left.items()}}, T, M)
+        T, shape, empty, stages = x.shape[0], x.shape[1:], self.memory(x), run.program.stages
+        for k, stage in enumerate(stages):
+            left = {name: empty(shape) for name in stage.writes}
+            values = {f"c_{name}": t for name, t in left.items()}
+            if k:
+                if missing := [name for name in stage.neurons if name not in neurons]:
+                    raise RuleError(f"rule {rule.name!r}: a sweep reads {missing}, which neither an earlier one nor `between` has made")
+                values |= {f"n_{name}": neurons[name].contiguous() for name in {*stage.neurons, "scale"} & neurons.keys()}
+            run(k + 1, {**given, **values}, T, x.numel() // T)
             neurons.update(left)
-            if k + 1 < len(run.program.stages):
+            if k + 1 < len(stages):
                 neurons.update(rule.between(SimpleNamespace(T=T, **neurons)))
         return neurons
+
+
+def _queue(rule: LearningRule, x: Tensor, late: Tensor | None) -> Tensor:
+    """The inputs that are still on their way after the last step."""
+    T, delay = x.shape[0], rule.delay
+    if delay <= T:
+        return x[T - delay :].clone()
+    return torch.cat([x.new_zeros(delay, *x.shape[1:]) if late is None else late, x])[T:]
