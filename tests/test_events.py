@@ -1,5 +1,6 @@
 """Recordings, from tiny files written here in the formats of their authors."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -141,3 +142,26 @@ def test_training_on_recordings(tmp_path: Path) -> None:
     config = Config.of(rule, T=5, epochs=1, batch_size=2, loss="count", desired=3, undesired=1)
     history = fit(net, rule, found, config)  # normalize, of the rule, has no meaning for spikes
     assert history.last.loss > 0 and list(history.last.firing) == ["neuron1", "neuron3"]
+
+
+def test_sounds_become_spikes(tmp_path: Path) -> None:
+    pytest.importorskip("lyon")
+    from scipy.io import wavfile
+
+    spec = importlib.util.spec_from_file_location("audio_to_spikes", Path(__file__).parents[1] / "benchmarks" / "audio_to_spikes.py")
+    assert spec and spec.loader
+    spec.loader.exec_module(program := importlib.util.module_from_spec(spec))
+    second = np.arange(8000) / 8000
+    for name, hertz in (("3_ann_0", 400), ("4_ann_5", 2500)):
+        wavfile.write(tmp_path / f"{name}.wav", 8000, (8000 * np.sin(2 * np.pi * hertz * second)).astype(np.int16))
+    program.main(tmp_path, tmp_path / "data", r"(?P<label>\d+)_(?P<speaker>[^_]+)_(?P<index>\d+)", 5)
+    found = data.load("spoken-digits", tmp_path / "data")
+    assert found.test_y.tolist() == [3] and found.train_y.tolist() == [4] and found.test_x.shape == (1, 700, 78)
+    low, high = found.test_x[0, :600].float().sum(0), found.train_x[0, :600].float().sum(0)
+    assert low.argmax() > high.argmax() + 10 and min(low.max(), high.max()) > 20  # the ear's channels go from high to low tones
+    with pytest.raises(SystemExit, match=r"audio_to_spikes: 2 wavs beneath '.*', none named 'x'; pass another folder, or --name"):
+        program.main(tmp_path, tmp_path / "data", "x", 5)
+    signal = np.tile(0.3 + 0.2 * np.sin(np.arange(300) / 20)[:, None], (1, 2))
+    spikes = program.bsa(signal)
+    made = np.stack([np.convolve(train, program.FILTER)[:300] for train in spikes.T], 1)
+    assert np.abs(made - signal)[30:250].mean() < 0.06  # the filtered spikes are the signal
