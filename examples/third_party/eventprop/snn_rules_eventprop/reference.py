@@ -26,6 +26,8 @@ def spikes_and_gradient(rule, x, g):
                     dt = -dv * min(1 / rise_before, rule.bound)  # a higher potential crosses earlier
                     dx[start, j] += dt * ((g[t + 1, j] if t + 1 < T else 0.0) - g[t, j])
                     dv = -rise_after * dt  # what rises later is lower
+            if not spikes[:, j].any():  # as if it crossed at the end
+                dx[start, j] = -rule.revive * max(-g[-1, j], 0.0) * dv
     return spikes, dx
 
 

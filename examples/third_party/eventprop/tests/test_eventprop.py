@@ -9,7 +9,7 @@ from snn_rules_eventprop import reference
 from torch import nn
 
 import snn_rules
-from snn_rules.testing import parametrize_with_checks
+from snn_rules.testing import check_rule, parametrize_with_checks
 
 TAU_M, TAU_S, UNTIL = 20.0, 5.0, 60.0  # ms
 
@@ -17,6 +17,12 @@ TAU_M, TAU_S, UNTIL = 20.0, 5.0, 60.0  # ms
 @parametrize_with_checks(["eventprop"])
 def test_kit(rule, check):
     check(rule)
+
+
+def test_with_the_options_it_trains_with():
+    """A bound, and silent neurons that are revived."""
+    rule = snn_rules.get_rule("eventprop", bound=2.0, revive=5.0, decay_input=True)
+    check_rule(rule, only=["equals_its_reference", "silent_neurons_learn", "cpu_kernels_equal_eager"])
 
 
 def network(sizes):
@@ -49,7 +55,7 @@ def on_the_grid(weights, arrivals, h):
     for weight in weights:
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.float64)
         linear.weight.data = torch.from_numpy(weight.copy())
-        modules += [linear, snn_rules.RuleNode("eventprop", tau_m=TAU_M / h, tau_s=TAU_S / h, step_mode="m")]
+        modules += [linear, snn_rules.RuleNode("eventprop", tau_m=TAU_M / h, tau_s=TAU_S / h, decay_input=True, step_mode="m")]
     out = nn.Sequential(*modules)(x)
     at = (h * torch.arange(T, dtype=torch.float64) / 10) ** 2  # the cost of a spike at each step
     (at.view(-1, 1, 1) * out).sum().backward()
