@@ -44,3 +44,22 @@ def lens(
     task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, {"T": T, "epochs": epochs})
     labels = list(dict.fromkeys(label.strip() for label in rules.split(",")))
     lens_report.look(task, labels, samples, loss, own_code, lengths, seed, folder)
+
+
+def bench(
+    ctx: typer.Context,
+    rules: Annotated[str, typer.Option(help="Rules, joined by ','.", metavar="A,B,...")] = "surrogate,tssl,strsbp,stdbp",
+    tables: Annotated[
+        str, typer.Option(help="Of neurons, stream, lengths, steps, starts: those to make, joined by ','.", metavar="A,B,...")
+    ] = "neurons",
+    rounds: Annotated[int, typer.Option(help="Rounds of the table of neurons, in each of which every neuron has its turn.", min=1)] = 1,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.", metavar="FILE")] = None,
+) -> None:
+    """How fast the rules' kernels are here, beside SpikingJelly's LIFNode, a copy, a triad or the matrix products of the same run.
+
+    Let nothing else run meanwhile, and set the threads: OMP_NUM_THREADS=2 snn-rules bench. The table of neurons takes some two minutes a
+    round, the others one together.
+    """
+    from . import bench_report
+
+    bench_report.run(ctx.obj, [name.strip() for name in rules.split(",")], [name.strip() for name in tables.split(",")], rounds, json)

@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from .analysis import lens
+from .analysis import bench, lens
 from .console import out, plain, say, table
 from .options import (
     BatchOption,
@@ -257,6 +257,7 @@ def compare(
 
 
 app.command()(lens)
+app.command()(bench)
 
 
 def _range(meta: Mapping[str, Any]) -> str:
