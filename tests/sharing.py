@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
         found["curves"] = {case: curve(case, together) for case in CASES}
         found["dropout"], found["drawn"] = with_dropout(together), drawn(together)
     (folder / f"{together.rank}.json").write_text(json.dumps(found))
-    os.environ.update(SNN_RULES_TIMEOUT="2", MASTER_PORT=os.environ["SECOND_PORT"])
+    os.environ.update(SNN_RULES_TIMEOUT="8", MASTER_PORT=os.environ["SECOND_PORT"])
     with team(True, "cpu") as together:
         (folder / "hang.json").write_text(json.dumps(hang(together)))
         os._exit(0)

@@ -48,7 +48,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
         for rank in range(2)
     ]
-    said, _ = both[0].communicate(timeout=120)
+    said, _ = both[0].communicate(timeout=300)
     both[1].kill()
     both[1].communicate()
     assert both[0].returncode == 0, said
@@ -77,8 +77,8 @@ def test_processes_draw_their_own_noise_and_stay_together(pair: dict[str, Any]) 
 
 def test_a_process_that_does_not_answer_ends_the_training(pair: dict[str, Any]) -> None:
     seconds, message = pair["hang"]
-    assert seconds < 20
-    assert message == "train: one of the 2 processes has ended or has not answered for 2 s (SNN_RULES_TIMEOUT sets how long to wait); go on"
+    assert seconds < 40
+    assert message == "train: one of the 2 processes has ended or has not answered for 8 s (SNN_RULES_TIMEOUT sets how long to wait); go on"
 
 
 def test_parts_are_the_batch_and_weigh_like_it() -> None:
@@ -101,7 +101,7 @@ WORDS = ["--rule", "strsbp", "--network", "12-10", "--limit-train", "61", "--bat
 
 def torchrun(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", *ports(1), *words, *WORDS, "--out", "here"]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=300)
 
 
 def test_a_killed_process_ends_the_training_and_resume_goes_on(tmp_path: Path, pair: dict[str, Any]) -> None:
