@@ -100,6 +100,8 @@ def info(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, as sn
         "sends": "spike times" if can.signal == "times" else "spikes",
         "resets": ", ".join(can.resets),
         "pooling": "maximum" if can.pooling == "max" else "mean",
+        "by design": "; ".join(f"fails {name}: {why}" for name, why in rule.expected_failed_checks.items())
+        or "claims every check of the kit (snn-rules check)",
         "trains with": ", ".join(f"{f.name} {plain(getattr(training, f.name))}" for f in dataclasses.fields(training)),
     }
     out.print()

@@ -215,6 +215,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert good.exit_code == 0 and "1 skipped, 1 expected to fail, 0 failed" in good.stdout, good.output
     rows = {line.split()[0]: line for line in good.stdout.splitlines()}
     assert "passed" in rows["is_a_value"] and "expected to fail" in rows["silent_neurons_learn"] and "revive=0 is" in rows["silent_neurons_learn"]
+    assert "fails silent_neurons_learn: revive=0 is" in CliRunner().invoke(app, ["info", "stdbp"]).stdout
     revived = CliRunner().invoke(app, ["check", "stdbp", "--option", "revive=1", "--only", "silent_neurons_learn"])
     assert revived.exit_code == 0 and "0 expected to fail, 0 failed" in revived.stdout, revived.output
 
