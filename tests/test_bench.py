@@ -1,0 +1,47 @@
+"""`snn-rules bench`, on sizes that cost nothing: every table is made, printed and written; what it counts is what moved."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from snn_rules import bench
+from snn_rules.bench_report import TABLES
+from snn_rules.cli import app
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for name, value in {"SHAPES": ((2, 3, 4),), "LENGTHS": (9, 18), "NEURONS": 32, "STREAM": (8, 64)}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench, "_apart", bench.one_neuron)  # in this process
+    monkeypatch.setattr(bench, "milliseconds", lambda run, repeats, warm=3: (run(), 2.0)[1])
+
+
+def test_every_table(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.neurons, "__defaults__", (bench.SHAPES, 1, 25))
+    monkeypatch.setattr(bench.steps, "__defaults__", ((2,), 3))
+    file = tmp_path / "bench.json"
+    done = CliRunner().invoke(app, ["bench", "--rules", "tssl,strsbp", "--tables", ",".join(TABLES), "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    made = json.loads(file.read_text())
+    assert made["command"].startswith("snn-rules bench --rules tssl,strsbp")
+    assert {"threads", "load", "versions", "date"} <= made.keys()
+    (row,) = made["neurons"]
+    assert row["shape"] == [2, 3, 4] and row["tssl"]["ratio"] == 1.0 and row["copy"]["peak_mb"] > 0
+    assert [(row["rule"], row["kernel"]) for row in made["stream"]][:3] == [("", "triad"), ("tssl", "forward"), ("tssl", "backward 0")]
+    assert made["stream"][1]["GB/s"] == pytest.approx(4 * (2 * 8 * 64 + 3 * 64) / 2e6)  # input, spikes, three states; in 2 ms
+    assert [row["ratio"] for row in made["lengths"]] == [1.0, 1.0]
+    assert made["steps"][0]["tssl"] == {"ms": 2.0, "of_products": 1.0, "ratio": 1.0}
+    assert all(0 < row["warm"] < row["cold"] for row in made["starts"])
+
+
+def test_a_table_that_does_not_exist():
+    done = CliRunner().invoke(app, ["bench", "--tables", "neurones"])
+    assert done.exit_code == 2
+    assert "bench: there is no table 'neurones'; there are neurons, stream, lengths, steps, starts" in " ".join(done.output.split())
+
+
+def test_neurons_run_in_processes_of_their_own(monkeypatch):
+    (row,) = bench.neurons(["stdbp"], [(2, 1, 3)], repeats=2)
+    assert all(row[who]["ms"] > 0 for who in ("copy", "LIFNode", "stdbp"))
