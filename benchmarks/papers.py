@@ -91,7 +91,8 @@ def merge(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def same(history: Mapping[str, Any]) -> Any:
     """What the seeds of a row have in common."""
-    return history["rule"], history["dataset"], history["options"], {**history["config"], "seed": 0}, history["recipe"], history.get("limit_train")
+    config = Config(**{**history["config"], "seed": 0})
+    return history["rule"], history["dataset"], history["options"], config, history["recipe"], history.get("limit_train")
 
 
 def changed(history: Mapping[str, Any]) -> dict[str, Any]:
