@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import cog
 
@@ -56,6 +57,47 @@ def lens():
     from lens import RESULTS, tables
 
     say(tables(json.loads(RESULTS.read_text())["runs"]))
+
+
+def bench():
+    """The tables of `snn-rules bench`, from their results."""
+    made = json.loads(Path("benchmarks/results/bench.json").read_text())
+    who = list(made["neurons"][0])[2:]
+    say("One layer, forward and backward, autograd included (median ms, and times faster than `LIFNode`):", "")
+    head("T x N x features", *who)
+    for row in made["neurons"]:
+        cells = [f"{row[name]['ms']:.2f}" + ("" if name in ("copy", "LIFNode") else f" ({row[name]['ratio']:.1f}x)") for name in who]
+        line(" x ".join(map(str, row["shape"])), *cells)
+    last = made["neurons"][-1]
+    line(f"peak MB of the process at {' x '.join(map(str, last['shape']))}", *(f"{last[name]['peak_mb']:.0f}" for name in who))
+    say("", "Kernels alone over arrays of 67 MB (GB/s moved, and the part of a triad with ordinary stores):", "")
+    head("rule", "kernel", "GB/s", "of the triad")
+    for row in made["stream"]:
+        line(row["rule"], row["kernel"], f"{row['GB/s']:.1f}", f"{row['of_triad']:.0%}")
+    say("", "Kernels alone over the length of the train, 131,072 neurons (ms; linear is a ratio of 32):", "")
+    lengths = list(made["lengths"][0]["ms"])
+    head("rule", *(f"T = {T}" for T in lengths), "last / first")
+    for row in made["lengths"]:
+        line(row["rule"], *(f"{row['ms'][T]:.1f}" for T in lengths), f"{row['ratio']:.1f}")
+    say("", "A training step of 784-400-400-10, batch 100 (ms, in products alone, times faster than `LIFNode`'s):", "")
+    head("T", *(name for name in made["steps"][0] if name != "T"))
+    for row in made["steps"]:
+        cells = [f"{cell['ms']:.1f} ({cell['of_products']:.2f}, {cell['ratio']:.1f}x)" for name, cell in row.items() if name != "T"]
+        line(str(row["T"]), *cells)
+    say("", "Until the kernels of a rule can run (ms): traced, emitted and compiled, or from the cache:", "")
+    head("rule", "kernels", "cold", "warm")
+    for row in made["starts"]:
+        line(row["rule"], str(row["kernels"]), f"{row['cold']:.0f}", f"{row['warm']:.1f}")
+    say("", f"    OMP_NUM_THREADS={made['threads']} {made['command']}")
+
+
+def head(*columns):
+    line(*columns)
+    say("|---|" + "---:|" * (len(columns) - 1))
+
+
+def line(*cells):
+    say(f"| {' | '.join(cells)} |")
 
 
 def say(*lines):

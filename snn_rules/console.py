@@ -27,7 +27,8 @@ def table(*columns: str, right: int | None = None) -> Table:
     """A table without frame; columns from index `right` on hold numbers."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if right is not None and index >= right else "left", overflow="fold")
+        justify: Any = "right" if right is not None and index >= right else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=index == 0)  # a name stays in one piece
     return made
 
 

@@ -18,6 +18,12 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 pytestmark = pytest.mark.filterwarnings("ignore:'tau' has no meaning")
 
 
+@pytest.fixture(autouse=True)
+def fresh():
+    """Networks that were compiled before count against torch's limit of recompilations."""
+    torch._dynamo.reset()
+
+
 def network(rule):
     torch.manual_seed(0)
     net = nn.Sequential(layer.Linear(4, 6), snn_rules.RuleNode(rule, **RULES[rule]), layer.Linear(6, 3))

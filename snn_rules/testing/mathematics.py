@@ -203,6 +203,7 @@ def compiles_into_one_graph(case: Case) -> None:
     if not case.known:
         raise Skip(unregistered(case.rule))
     torch.manual_seed(0)
+    torch._dynamo.reset()  # networks that were compiled before count against its limit of recompilations
     net = nn.Sequential(nn.Linear(6, 8), case.node(), nn.Linear(8, 3))
     x, w, made = case.inputs(12, 2, 6, dtype=torch.float32)[0], torch.randn(12, 2, 3), []
     for run in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
