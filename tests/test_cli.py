@@ -20,7 +20,7 @@ FAST = ["--network", "8-10", "--limit-train", "40", "--batch-size", "20", "--epo
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("snn_rules.console.out.width", 200)
 
 
 def run(*words: str) -> Result:

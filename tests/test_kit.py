@@ -210,7 +210,7 @@ print("\\n", time.process_time() - began, *{name.partition(".")[0] for name in s
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("snn_rules.console.out.width", 200)
     good = CliRunner().invoke(app, ["check", "stdbp", "--only", "is_a_value", "--only", "silent_neurons_learn", "--only", "gradient_is_exact"])
     assert good.exit_code == 0 and "1 skipped, 1 expected to fail, 0 failed" in good.stdout, good.output
     rows = {line.split()[0]: line for line in good.stdout.splitlines()}

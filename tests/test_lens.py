@@ -225,7 +225,7 @@ def test_refusals(change: dict[str, object], says: str) -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("snn_rules.console.out.width", 200)
     result = CliRunner().invoke(app, ["lens", "--rules", "surrogate,tssl,stdbp:mode=event", *FAST, "--out", "here"])
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
