@@ -12,7 +12,7 @@ from snn_rules.kernels.compiled import Kernels
 from snn_rules.kernels.graph import trace
 from snn_rules.kernels.program import program
 from snn_rules.ops import exp, heaviside, maximum, minimum, spike, where
-from snn_rules.rule import LearningRule, RuleError, Values
+from snn_rules.rule import LearningRule, RuleError, Values, sweep
 
 EAGER, COMPILED = Eager(), Compiled()
 RULES = [
@@ -145,6 +145,35 @@ def test_the_derived_adjoint_is_autograd_s():
     for T, dtype in ((1, torch.float64), (6, torch.float32), (40, torch.float64)):
         spikes, dx = compare(rule, *signal(rule, T, (3, 21), dtype), exact=False)
     assert spikes.count_nonzero() and dx.count_nonzero()
+
+
+@dataclass(frozen=True)
+class TwiceBack(LearningRule):
+    """Two sweeps, both in reverse: the first sums what the second shares out."""
+
+    name: ClassVar[str] = "twice_back"
+
+    def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+        u = 0.8 * m.v + x
+        s = heaviside(u - 1.0)
+        return s, {"v": u * (1.0 - s)}, {"u": u}
+
+    @sweep(reverse=True, total=0.0, fading=0.0)
+    def collect(self, c: Any, m: Any) -> tuple[Values, Values]:
+        return {}, {"total": c.total + m.g * m.s, "fading": 0.9 * c.fading + m.u}
+
+    def between(self, sums: Any) -> Values:
+        return {"share": sums.total / (1.0 + sums.fading * sums.fading)}
+
+    @sweep(reverse=True, du=0.0)
+    def spread(self, c: Any, m: Any) -> tuple[Values, Values]:
+        du = m.share + 0.8 * c.du + m.g * m.u
+        return {"dx": du}, {"du": du}
+
+
+def test_two_sweeps_in_reverse():
+    for T in (5, 30):
+        compare(TwiceBack(), *signal(TwiceBack(), T, (4, 11), torch.float64))
 
 
 def test_a_branch_on_data_is_refused_with_the_remedy():

@@ -190,31 +190,31 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
             return f"S_c{what}[c]" if what in ahead else f"n_{what}"
         return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"F_{what}[c]", "step": str(what)}[kind]
 
-    roots = [walk.put["dx"], *walk.carry.values()]
+    roots = [*walk.put.values(), *walk.carry.values()]
     once = Lines(name, prefix="h")  # what is the same at each step
     for node in order([*roots, *stage.between.values()], kept):
         kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
         if kinds and kinds <= {"final", "neuron", "total"}:
             once(node)
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
-    dx, after = lines(walk.put["dx"]), {n: lines(node) for n, node in walk.carry.items()}
+    made, after = ({n: lines(node) for n, node in nodes.items()} for nodes in (walk.put, walk.carry))
 
-    put = f"A::out(p_dx + (t - {delay}) * M + j, {dx}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);"
+    puts = [f"A::out(p_{n} + (t - {delay}) * M + j, {value}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);" for n, value in made.items()]
     places = [(node, f"sc_at[(t - t0) * {len(kept)} + {k}]") for k, node in enumerate(stage.scratch)]
     step = [f"const B z{k} = {at} != K(0);" if node.op in BOOLEAN else f"const V z{k} = {at};" for k, (node, at) in enumerate(places)]
-    step += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, f"if (t >= {delay}) {put}" if delay else put]
+    step += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, *(f"if (t >= {delay}) {put}" if delay else put for put in puts)]
     step += _assign({f"k_{n}": value for n, value in after.items()}, prefix="")
     held = {once.known[id(n)]: "B" if n.op in BOOLEAN else "V" for n in order(roots, kept) if once.known.get(id(n), "K")[0] == "h"}
     finals = [n for n in program.rule.state if any(leaf.value == ("final", n) for leaf in order([*roots, *stage.between.values()], kept))]
     given = "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
-    made = {n: f"S_c{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes if n not in walk.carry}
+    given_on = {n: f"S_c{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes if n not in walk.carry}
 
     setup = "".join(f"  {kind} H_{n}[WIDE];\n" for n, kind in held.items())
     setup += "".join(f"  V {n}[WIDE];\n" for n in [*(f"F_{n}" for n in finals), *(f"C_{n}" for n in walk.start)])
     first = [*(f"F_{n}[c] = S_{n}[c];" for n in finals), *once.text, *(f"H_{n}[c] = {n};" for n in held)]
     first += [f"C_{n}[c] = K({constant(value)});" for n, value in walk.start.items()]
-    first += [f"A::put(p_c_{n} + j, {value}, n);" for n, value in made.items()]
-    if delay:  # the last inputs never arrive
+    first += [f"A::put(p_c_{n} + j, {value}, n);" for n, value in given_on.items()]
+    if delay and puts:  # the last inputs never arrive
         first.append(f"for (int64_t t = T < {delay} ? 0 : T - {delay}; t < T; ++t) A::put(p_dx + t * M + j, K(0), n);")
     setup += each(given + indent("\n".join(first), 6) + "\n")
     scale = "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""

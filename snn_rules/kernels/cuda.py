@@ -158,18 +158,19 @@ def _reverse(program: Program, stage: Stage) -> list[str]:
 
     kept = set(stage.scratch)
     once = Lines(name, prefix="h")  # what is the same at each step
-    for node in order([walk.put["dx"], *walk.carry.values(), *stage.between.values()], kept):
+    for node in order([*walk.put.values(), *walk.carry.values(), *stage.between.values()], kept):
         kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
         if kinds and kinds <= {"final", "neuron", "total"}:
             once(node)
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
-    put = f"p_dx[at{f' - {delay} * M' if delay else ''}] = {lines(walk.put['dx'])}{_gain(program)}{' * n_scale' if stage.scaled else ''};"
+    at, times = f"at{f' - {delay} * M' if delay else ''}", f"{_gain(program)}{' * n_scale' if stage.scaled else ''}"
+    puts = [f"p_{n}[{at}] = {lines(node)}{times};" for n, node in walk.put.items()]
     step = [_scratch(k, len(stage.scratch), node) for k, node in enumerate(stage.scratch)]
     step += _loads(program, stage.back_reads, ("a", "x", "g"))
-    step += _update(lines, {f"k_{n}": node for n, node in walk.carry.items()}, [f"if (t >= {delay}) {put}" if delay else put])
+    step += _update(lines, {f"k_{n}": node for n, node in walk.carry.items()}, [f"if (t >= {delay}) {put}" if delay else put for put in puts])
     left = {n: f"k_{n}" if n in walk.carry else f"f_{n}" if n in ahead else once(stage.between[n]) for n in stage.writes}
     start = [f"V k_{n} = K({constant(value)});" for n, value in walk.start.items()]
-    if delay:  # the last inputs never arrive
+    if delay and puts:  # the last inputs never arrive
         start.append(f"for (N t = T < {delay} ? 0 : T - {delay}; t < T; ++t) p_dx[t * M + j] = K(0);")
     return [*start, *once.text, *_loop("N t = T - 1; t >= 0; --t", step), *(f"p_c_{n}[j] = {value};" for n, value in left.items())]
 
