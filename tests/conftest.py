@@ -1,10 +1,11 @@
-"""Stub distributions, as strangers' plugins are."""
+"""Stub distributions, as strangers' plugins are; and how kernels are compiled for tests."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
+from snn_rules.kernels import build, compiled
 from snn_rules.registry import Registry
 
 BUNDLED = ("stdbp", "strsbp", "tssl")
@@ -21,6 +22,31 @@ class Rule(LearningRule):
 def learning_rule():
     return Rule
 """
+
+
+AS_SHIPPED = ("test_kernels.py", "test_recurrent_kernels.py", "test_build.py")  # and the plugins' own tests
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiler(request: pytest.FixtureRequest):
+    """Compiling is most of a first run: where kernels are not what is tested, they are compiled without optimisation.
+
+    It changes no result: the operations are IEEE's, in one order.
+    """
+    if request.path.name in AS_SHIPPED:
+        yield
+        return
+    shipped = build.FLAGS
+    build.FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in shipped)
+    _forget()
+    yield
+    build.FLAGS = shipped
+    _forget()
+
+
+def _forget() -> None:
+    compiled._found.clear()
+    compiled._made.cache_clear()
 
 
 @pytest.fixture
