@@ -31,14 +31,20 @@ def test_the_code_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_have_commands() -> None:
-    assert {command.split()[1] for command in COMMANDS} == {"list", "info", "train", "compare", "lens", "doctor", "check", "new"}
+    assert {command.split()[1] for command in COMMANDS} == {"list", "info", "train", "compare", "lens", "doctor", "check", "new", "bench"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)[1:]
-    small = {"train": SMALL, "compare": [*SMALL, "--seeds", "0"], "lens": LENS, "check": ["--only", "is_a_value"]}.get(words[0], [])
+    small = {
+        "train": SMALL,
+        "compare": [*SMALL, "--seeds", "0"],
+        "lens": LENS,
+        "check": ["--only", "is_a_value"],
+        "bench": ["--tables", "starts", "--rules", "tssl"],
+    }.get(words[0], [])
     result = CliRunner().invoke(app, [*words, *small])
     assert result.exit_code == 0, result.output
 
