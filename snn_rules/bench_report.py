@@ -13,6 +13,7 @@ import torch
 from . import bench
 from .console import out, progress, table
 from .experiments import versions, write_json
+from .kernels.build import NoCompiler
 from .registry import get_rule
 from .rule import RuleError
 
@@ -30,9 +31,12 @@ def run(command: str, rules: Sequence[str], wanted: Sequence[str], rounds: int, 
         title, make, show = TABLES[name]
         with progress() as bar:
             task, found[name] = bar.add_task(title, total=None), []
-            for row in make(rules, rounds):
-                found[name].append(row)
-                bar.advance(task)
+            try:
+                for row in make(rules, rounds):
+                    found[name].append(row)
+                    bar.advance(task)
+            except NoCompiler as cause:
+                raise RuleError(f"bench: there are no kernels to measure: {cause}") from cause
         out.print(f"\n{title}", style="bold", soft_wrap=True)
         out.print(_shown(show(found[name])))
     threads, load = torch.get_num_threads(), os.getloadavg()[0]

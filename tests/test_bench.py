@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from snn_rules import bench
 from snn_rules.bench_report import TABLES
 from snn_rules.cli import app
+from snn_rules.kernels import build
 
 
 @pytest.fixture
@@ -40,6 +41,13 @@ def test_a_table_that_does_not_exist():
     done = CliRunner().invoke(app, ["bench", "--tables", "neurones"])
     assert done.exit_code == 2
     assert "bench: there is no table 'neurones'; there are neurons, stream, lengths, steps, starts" in " ".join(done.output.split())
+
+
+def test_without_a_compiler_there_is_nothing_to_measure(monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: (_ for _ in ()).throw(build.NoCompiler("neither g++ nor clang++ is installed")))
+    done = CliRunner().invoke(app, ["bench", "--rules", "tssl", "--tables", "starts"])
+    assert done.exit_code == 2
+    assert "bench: there are no kernels to measure: neither g++ nor clang++ is installed" in " ".join(done.output.split())
 
 
 def test_neurons_run_in_processes_of_their_own(monkeypatch):

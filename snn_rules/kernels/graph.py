@@ -98,10 +98,8 @@ class Graph:
                 held = [a.value > 0.0 for a in args[0].args[1:]]
                 if held[0] != held[1]:
                     return args[0].args[0] if held[0] else self.node("not", args[0].args[0])
-        if op in ("-", "*") and None in numbers and numbers != [None, None]:
-            folded = self._folded(op, args)
-            if folded is not None:
-                return folded
+        if op in ("-", "*") and (folded := self._folded(op, args)) is not None:
+            return folded
         return self._intern(op, args, None)
 
     def _folded(self, op: str, args: tuple[Node, ...]) -> Node | None:
