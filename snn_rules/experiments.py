@@ -17,13 +17,14 @@ import torch
 
 from . import checkpoint, data, plot
 from .board import Board
+from .config import Config
 from .console import out, progress, say, table
 from .distributed import ALONE, Alone
 from .network import network
 from .recipes import Recipe
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError
-from .train import Config, History, configured, fit
+from .train import History, configured, fit
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     rule = "tssl"
     dataset = "fashion-mnist"
     network = "400-400-10"
-    [train]     # of snn_rules.train.Config
+    [train]     # of snn_rules.config.Config
     epochs = 100
     [options]   # of the rule
     tau_m = 5
@@ -46,7 +46,7 @@ class Recipe:
 
 def load(name: str) -> Recipe:
     """The recipe in a file, or the one of that name in `benchmarks/recipes`."""
-    from .train import Config
+    from .config import Config
 
     path = _find(name)
     try:

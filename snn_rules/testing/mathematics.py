@@ -10,13 +10,14 @@ from spikingjelly.activation_based import functional, neuron
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..config import Config
 from ..conversion import convert
 from ..data import Data
 from ..kernels import Compiled, Eager, build, ops
 from ..kernels.graph import trace
 from ..recurrent import check_recurrent
 from ..rule import RuleError
-from ..train import Config, fit
+from ..train import fit
 from . import nvrtc, proof
 from .behaviour import unregistered
 from .case import EAGER, STEPS, Case, Skip, check, check_any_signal, demand, differ
