@@ -84,7 +84,7 @@ def _recurrent(rule: LearningRule, x: torch.Tensor) -> str:
 
 def _compiler() -> str:
     try:
-        return ": ".join(build.compiler())
+        return ": ".join(build.compiler()) + (f", with SNN_RULES_CXXFLAGS={added}" if (added := os.environ.get("SNN_RULES_CXXFLAGS")) else "")
     except build.NoCompiler as cause:
         return f"none: {cause}"
 

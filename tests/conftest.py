@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_rules.kernels import build, compiled
+from snn_rules.kernels import compiled
 from snn_rules.registry import Registry
 
 BUNDLED = ("stdbp", "strsbp", "tssl")
@@ -36,11 +36,10 @@ def compiler(request: pytest.FixtureRequest):
     if request.path.name in AS_SHIPPED:
         yield
         return
-    shipped = build.FLAGS
-    build.FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in shipped)
-    _forget()
-    yield
-    build.FLAGS = shipped
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNN_RULES_CXXFLAGS", "-O0")  # for the processes that a test starts, too
+        _forget()
+        yield
     _forget()
 
 

@@ -43,6 +43,16 @@ def test_compiles_into_the_cache_and_finds_it_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == made
 
 
+def test_flags_of_the_environment(tmp_path):
+    names = [set(), set()]
+    for found, flags in zip(names, ("-O0", "-O1 -DNDEBUG"), strict=True):
+        assert run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS=flags).startswith("compiled for the CPU")
+        found.update(tmp_path.iterdir())
+    assert len(names[1]) == 2 * len(names[0]) and names[0] < names[1]  # kernels of other flags are other kernels
+    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS="-fno-such").split(" | ")
+    assert "failed: " in why and "-fno-such" in why and why in said
+
+
 def test_two_processes_with_an_empty_cache_at_once(tmp_path):
     environment = {**os.environ, "SNN_RULES_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([sys.executable, "-c", TRY], stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,11 @@ FLAGS = (
     "-ffp-contract=off",  # a fused multiply-add flips a spike here and there, and one flipped spike changes all after it
     "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
+
+
+def flags() -> list[str]:
+    """How kernels are compiled: what `SNN_RULES_CXXFLAGS` adds comes last, and so wins."""
+    return [*FLAGS, *shlex.split(os.environ.get("SNN_RULES_CXXFLAGS", ""))]
 
 
 class NoCompiler(Exception):
@@ -63,7 +69,7 @@ def _machine() -> str:
 def build(source: str) -> ctypes.CDLL:
     """The shared object of `source`, compiled unless the cache has it. `NoCompiler` where neither works."""
     command, version = compiler()
-    key = hashlib.sha256("\n".join([source, version, *FLAGS, _machine()]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\n".join([source, version, *flags(), _machine()]).encode()).hexdigest()[:32]
     for folder in (cache_dir, _temporary_dir):
         try:
             return ctypes.CDLL(str(_compiled(folder(), key, source, command)))
@@ -80,7 +86,7 @@ def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:  # two processes may do so at once: the last to rename wins, both are right
         text, made = Path(work, "kernel.cpp"), Path(work, "kernel.so")
         text.write_text(source)
-        done = subprocess.run([command, *FLAGS, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
+        done = subprocess.run([command, *flags(), str(text), "-o", str(made)], capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no message"]
             reason = next((line for line in said if "error" in line), said[0])

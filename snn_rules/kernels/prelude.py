@@ -1,4 +1,7 @@
-"""What stands before the kernels in C++: vectors of 64 bytes, how they are loaded and stored, and exp."""
+"""What stands before the kernels in C++: vectors of 64 bytes, how they are loaded and stored, and exp.
+
+Single instructions are written in assembler: compiling <immintrin.h> takes longer than a small kernel.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from math import factorial
 from typing import Any
 
 PRELUDE = """\
-#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include <xmmintrin.h>
 #endif
+#define INFINITY __builtin_inf()
 typedef {real} R;
 typedef {integer} I;
 typedef R V __attribute__((vector_size(64)));
@@ -32,10 +35,11 @@ struct Quick {{
 struct Stream : Quick {{  // past the caches: for outputs much larger than they are
   static void out(R* p, V v, int) {{
 #if defined(__AVX512F__)
-    _mm512_stream_si512((__m512i*)p, (__m512i)v);
+    asm volatile("vmovntdq %1, %0" : "=m"(*(V*)p) : "v"(v));
 #elif defined(__AVX__)
-    __m256i h[2]; memcpy(h, &v, sizeof h);
-    _mm256_stream_si256((__m256i*)p, h[0]); _mm256_stream_si256((__m256i*)p + 1, h[1]);
+    typedef R Half __attribute__((vector_size(32)));
+    Half h[2]; memcpy(h, &v, sizeof h);
+    asm volatile("vmovntdq %2, %0; vmovntdq %3, %1" : "=m"(((Half*)p)[0]), "=m"(((Half*)p)[1]) : "x"(h[0]), "x"(h[1]));
 #else
     *(U*)p = v;
 #endif
@@ -50,8 +54,8 @@ struct Part {{
 static inline int any_(B b) {{ uint64_t w[8], all = 0; memcpy(w, &b, sizeof w); for (uint64_t one : w) all |= one; return all != 0; }}
 {fused}
 #if defined(__AVX512F__)
-static inline V min_(V a, V b) {{ return (V)_mm512_min_p{letter}((__m512{suffix})b, (__m512{suffix})a); }}  // a > b ? b : a, in one instruction
-static inline V max_(V a, V b) {{ return (V)_mm512_max_p{letter}((__m512{suffix})b, (__m512{suffix})a); }}
+static inline V min_(V a, V b) {{ asm("vminp{letter} %1, %2, %0" : "=v"(a) : "v"(a), "v"(b)); return a; }}  // a > b ? b : a, in one instruction
+static inline V max_(V a, V b) {{ asm("vmaxp{letter} %1, %2, %0" : "=v"(a) : "v"(a), "v"(b)); return a; }}
 #else
 static inline V min_(V a, V b) {{ return a > b ? b : a; }}
 static inline V max_(V a, V b) {{ return a < b ? b : a; }}
@@ -68,7 +72,7 @@ struct Flush {{  // denormals of silent neurons halve the speed
 # a * b + c, rounded once: the same bits on every machine
 FUSED = """\
 #if defined(__AVX512F__)
-static inline V fma_(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+static inline V fma_(V a, V b, V c) { asm("vfmadd213ps %2, %1, %0" : "+v"(a) : "v"(b), "vm"(c)); return a; }
 #else
 static inline V fma_(V a, V b, V c) { for (int l = 0; l < L; ++l) a[l] = __builtin_fmaf(a[l], b[l], c[l]); return a; }
 #endif"""
@@ -77,11 +81,11 @@ PLAIN = "static inline V fma_(V a, V b, V c) { return a * b + c; }"
 # exp(x) = 2^k exp(r), r on [-ln2/2, ln2/2], by its Taylor series to the last bit of the type. Adding `magic` rounds to a whole
 # number, which then stands in the last bits, with the bias of the exponent: shifted, they are 2^k.
 FLOAT = {
-    "real": "float", "integer": "int32_t", "letter": "s", "suffix": "", "fused": FUSED, "mantissa": 23, "low": "-87.0", "high": "88.0",
+    "real": "float", "integer": "int32_t", "letter": "s", "fused": FUSED, "mantissa": 23, "low": "-87.0", "high": "88.0",
     "magic": "12583039.0", "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4", "terms": 6,
 }  # fmt: skip
 DOUBLE = {
-    "real": "double", "integer": "int64_t", "letter": "d", "suffix": "d", "fused": PLAIN, "mantissa": 52, "low": "-708.0", "high": "709.0",
+    "real": "double", "integer": "int64_t", "letter": "d", "fused": PLAIN, "mantissa": 52, "low": "-708.0", "high": "709.0",
     "magic": "6755399441056767.0", "ln2_high": "6.93145751953125e-1", "ln2_low": "1.42860682030941723212e-6", "terms": 13,
 }  # fmt: skip
 

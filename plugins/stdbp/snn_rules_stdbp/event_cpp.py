@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from .rule import STDBP
 
 SETUP = """\
-#include <type_traits>
 typedef std::make_unsigned<I>::type Key;
 enum { NV = 4, NI = 16, NS = 64 };  // vectors of neurons a walk, inputs a block, samples a time
 static inline bool any(B c) {
 #if defined(__AVX512F__)
-  return _mm512_test_epi64_mask((__m512i)c, (__m512i)c);
+  unsigned short mask; asm("vptestmq %1, %1, %0" : "=Yk"(mask) : "v"(c)); return mask;
 #else
   typedef int64_t Q __attribute__((vector_size(64)));
   const Q q = (Q)c;
