@@ -92,7 +92,7 @@ def merge(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def same(history: Mapping[str, Any]) -> Any:
     """What the seeds of a row have in common."""
     config = Config(**{**history["config"], "seed": 0})
-    return history["rule"], history["dataset"], history["options"], config, history["recipe"], history.get("limit_train")
+    return history["rule"], history["dataset"], history["options"], config, history["recipe"], history.get("limit_train"), history.get("hold_out")
 
 
 def changed(history: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,16 +100,17 @@ def changed(history: Mapping[str, Any]) -> dict[str, Any]:
     recipe = recipes.load(history["recipe"])
     rule = configured(recipe.rule, recipe.options)
     config = Config.of(rule, **{**SETTINGS.get(recipe.dataset, {}), **recipe.train}, network=recipe.network)
-    written, done = {**asdict(config), **asdict(rule), "limit_train": None}, {**history["config"], **history["options"]}
-    done["limit_train"] = history.get("limit_train")
+    of_data = ("limit_train", "hold_out")
+    written, done = {**asdict(config), **asdict(rule)}, {**history["config"], **history["options"]}
+    done |= {key: history.get(key) for key in of_data}
     return {key: value for key, value in done.items() if key != "seed" and written.get(key) != value}
 
 
-def command(typed: str) -> str:
+def command(typed: str, dropped: Sequence[str] = ("--seed", "--out")) -> str:
     """The command without what is of one machine, or of one seed."""
     words, kept = iter(shlex.split(typed)), []
     for word in words:
-        if word in ("--seed", "--out"):
+        if word in dropped:
             next(words, None)
         elif word == "--data-root":
             next(words, None)

@@ -23,6 +23,7 @@ from .options import (
     DeviceOption,
     DownloadOption,
     EpochsOption,
+    HoldOption,
     LimitOption,
     NetworkOption,
     RateOption,
@@ -188,6 +189,7 @@ def train(
         list[str] | None, typer.Option(help="A parameter of the rule (snn-rules info RULE shows them); can be repeated.", metavar="KEY=VALUE")
     ] = None,
     limit_train: LimitOption = None,
+    hold_out: HoldOption = None,
     device: DeviceOption = "cpu",
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for checkpoint.pt and history.json. Default: a new one, runs/DATASET-RULE-N.", metavar="DIR")
@@ -220,7 +222,7 @@ def train(
         if rule not in (None, written.rule):
             raise RuleError(f"train: recipe {recipe!r} is for rule {written.rule!r}, not {rule!r}; leave --rule out, or the recipe")
         rule = written.rule
-    task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings, written)
+    task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings, written, hold_out)
     with team(distributed, device) as together:
         experiments.train(task, str(rule), option or [], seed, folder, resume, tensorboard, together)
 

@@ -39,6 +39,7 @@ class Data:
     test_y: Tensor
     classes: int
     temporal: bool = False
+    held_out: int = 0  # samples of the training set that stand in for the test set
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,6 +60,15 @@ class Data:
         if train is not None and train < 1:
             raise RuleError(f"data: {train} samples for training are too few; take at least 1")
         return replace(self, train_x=self.train_x[:train], train_y=self.train_y[:train])
+
+    def hold_out(self, count: int | None) -> Data:
+        """The last `count` samples for training in the place of the test set, which is left alone: to choose settings by."""
+        if count is None:
+            return self
+        if not 1 <= count < len(self.train_y):
+            raise RuleError(f"data: {count} samples cannot be held out of {len(self.train_y)} for training; take at least 1, and leave some")
+        x, y = self.train_x, self.train_y
+        return replace(self, train_x=x[:-count], train_y=y[:-count], test_x=x[-count:], test_y=y[-count:], held_out=count)
 
 
 def load(name: str, root: str | Path = "data", download: bool = False) -> Data:

@@ -39,9 +39,10 @@ class Task:
     limit_train: int | None
     settings: Mapping[str, Any]  # of `Config`
     recipe: Recipe | None = None
+    hold_out: int | None = None
 
     def data(self) -> data.Data:
-        return data.load(self.dataset, self.data_root, self.download).limit(self.limit_train)
+        return data.load(self.dataset, self.data_root, self.download).hold_out(self.hold_out).limit(self.limit_train)
 
     def config(self, rule: LearningRule, seed: int) -> Config:
         given = {name: value for name, value in self.settings.items() if value is not None}
@@ -59,7 +60,7 @@ class Task:
         """What one needs to do it again."""
         about: dict[str, Any] = {"command": self.command, "versions": versions(*chosen), "network": self.network, "dataset": self.dataset}
         more = {"recipe": self.recipe.name, "paper": dict(self.recipe.paper)} if self.recipe else {}
-        return {**about, "limit_train": self.limit_train, **more}
+        return {**about, "limit_train": self.limit_train, "hold_out": self.hold_out, **more}
 
 
 def train(

@@ -26,4 +26,8 @@ RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate of
 BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own; 32 for digits.")]
 ScheduleOption = Annotated[str, typer.Option(help="Learning rate over epochs: constant, sqrt (lr / sqrt(epoch)) or cosine (down to 0).")]
 LimitOption = Annotated[int | None, typer.Option(help="Train on the first N samples only.", metavar="N")]
+HoldOption = Annotated[
+    int | None,
+    typer.Option(help="Test on the last N training samples, not on the test set: to choose settings by.", metavar="N"),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]

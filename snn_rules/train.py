@@ -195,7 +195,7 @@ class _Trainer:
     def identity(self) -> dict[str, Any]:
         """What a resumed training must have in common with the one that it goes on with."""
         config = {k: v for k, v in asdict(self.config).items() if k not in MAY_CHANGE or (k == "epochs" and self.config.schedule == "cosine")}
-        data = {"data set": self.data.name, "samples for training": len(self.data.train_y)}
+        data = {"data set": self.data.name, "samples for training": len(self.data.train_y), "samples held out": self.data.held_out}
         return {"rule": self.rule.name, **{f"option {k}": v for k, v in asdict(self.rule).items()}, **config, **data}
 
     def state(self, history: History) -> dict[str, Any]:

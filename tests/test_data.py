@@ -32,6 +32,12 @@ def test_digits() -> None:
     assert len(digits.limit(5).train_y) == 5 and len(digits.limit(5).test_y) == 360 and len(digits.limit(None).train_y) == 1437
     with pytest.raises(RuleError, match="0 samples for training are too few"):
         digits.limit(0)
+    held = digits.hold_out(37)
+    assert torch.equal(held.test_x, digits.train_x[-37:]) and torch.equal(held.test_y, digits.train_y[-37:]) and held.held_out == 37
+    assert torch.equal(held.train_x, digits.train_x[:1400]) and len(held.train_y) == 1400 and digits.hold_out(None) is digits
+    for count in (0, 1437):
+        with pytest.raises(RuleError, match=f"{count} samples cannot be held out of 1437 for training; take at least 1, and leave some"):
+            digits.hold_out(count)
 
 
 @pytest.mark.parametrize("gz", [False, True])

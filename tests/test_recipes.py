@@ -231,6 +231,26 @@ def test_seeds_are_merged_and_shown(papers: ModuleType, monkeypatch: pytest.Monk
     assert f"| tssl | digits | 8 | 4 | 2 of 9 | 0, 1 | 99.50 (99.60) | {mean} |" in papers.table().splitlines()[2]
 
 
+def test_a_tuning_tries_every_combination_on_samples_held_out(papers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "papers", papers)
+    monkeypatch.setattr(papers, "RESULTS", Path("results"))
+    tune = module("tune")
+    words = ["tssl/digits-8", "--set", "lr=0.02,1e-9", "--set", "tau_m=3,5", "--hold-out", "100", "--limit-train", "60", "--epochs", "1"]
+    for _ in range(2):  # the second time there is nothing left to train
+        result = CliRunner().invoke(tune.app, words)
+        assert result.exit_code == 0, result.output
+    found = json.loads(Path("results/tuning-tssl-digits-8.json").read_text())
+    tried = [trial["settings"] for trial in found["trials"]]
+    assert tried == [{"lr": lr, "tau_m": tau_m} for lr in (0.02, 1e-9) for tau_m in (3, 5)] and found["samples"] == {"train": 60, "test": 100}
+    scores = [trial["accuracy"] for trial in found["trials"]]
+    assert found["won"] == tried[scores.index(max(scores))] and max(scores[:2]) > max(scores[2:])
+    history = json.loads(Path("runs/tuning/tssl-digits-8/lr=0.02,tau_m=3/history.json").read_text())
+    assert history["options"]["tau_m"] == 3 and history["config"]["lr"] == 0.02 and history["hold_out"] == 100 and len(history["epochs"]) == 1
+    assert scores[0] == round(100 * history["epochs"][0]["test_accuracy"], 2)
+    shown = ", ".join(f"`{key}={value}`" for key, value in found["won"].items())
+    assert f"| tssl | digits | 8 | 1 | {shown} | **{max(scores):.2f}** |" in tune.table() and tune.table().count("| tssl |") == 4
+
+
 @pytest.mark.parametrize("rule", ["tssl", "stdbp"])
 def test_figures(rule: str, papers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = module("figures")

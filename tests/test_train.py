@@ -179,6 +179,7 @@ DIFFERENT = [
     ({"text": "13-10"}, r"network '12-10' there, '13-10' here"),
     ({"name": "surrogate"}, r"rule 'tssl' there, 'surrogate' here"),
     ({"data": FEW.limit(50)}, r"samples for training 60 there, 50 here"),
+    ({"data": FEW.hold_out(10)}, r"samples for training 60 there, 50 here; samples held out 0 there, 10 here"),
     ({"schedule": "cosine"}, r"schedule 'constant' there, 'cosine' here"),
 ]
 
