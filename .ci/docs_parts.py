@@ -5,6 +5,7 @@
 
 import dataclasses
 import html
+import inspect
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ import cog
 
 import snn_rules
 from snn_rules.cli import _range
+from snn_rules.config import Config
 
 RULES = {"surrogate": {}, "tssl": {}, "strsbp": {}, "stdbp": {}, 'stdbp`, `mode="event"': {"mode": "event"}}
 
@@ -41,6 +43,14 @@ def parameters(name):
         meta = field.metadata
         choices = ", ".join(f"`{choice}`" for choice in meta["choices"]) or _range(meta)
         say(f"| `{field.name}` | `{field.default}` | {meta['unit']} | {choices} | {meta['help']} |")
+
+
+def settings():
+    """The settings of a training, with the comments that stand beside them."""
+    say("| setting | type | default | meaning |", "|---|---|---|---|")
+    for name, kind, default, meaning in re.findall(r"^    (\w+): ([^=]+?) = (\S+)(?:  # (.+))?$", inspect.getsource(Config), re.M):
+        if name not in ("network", "seed"):
+            say(f"| `{name}` | {kind.replace(' | ', ' or ')} | `{default}` | {meaning} |")
 
 
 def commands():

@@ -29,6 +29,7 @@ from .options import (
     RateOption,
     RootOption,
     ScheduleOption,
+    SettingOption,
     StepsOption,
 )
 from .registry import get_rule, rules
@@ -188,6 +189,7 @@ def train(
     option: Annotated[
         list[str] | None, typer.Option(help="A parameter of the rule (snn-rules info RULE shows them); can be repeated.", metavar="KEY=VALUE")
     ] = None,
+    setting: SettingOption = None,
     limit_train: LimitOption = None,
     hold_out: HoldOption = None,
     device: DeviceOption = "cpu",
@@ -222,6 +224,7 @@ def train(
         if rule not in (None, written.rule):
             raise RuleError(f"train: recipe {recipe!r} is for rule {written.rule!r}, not {rule!r}; leave --rule out, or the recipe")
         rule = written.rule
+    settings |= experiments.settings(setting or [])
     task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings, written, hold_out)
     with team(distributed, device) as together:
         experiments.train(task, str(rule), option or [], seed, folder, resume, tensorboard, together)
@@ -243,6 +246,7 @@ def compare(
     batch_size: BatchOption = None,
     schedule: ScheduleOption = "constant",
     seeds: Annotated[str, typer.Option(help="Seeds, joined by ','; every rule is trained once with each.")] = "0,1",
+    setting: SettingOption = None,
     limit_train: LimitOption = None,
     device: DeviceOption = "cpu",
     folder: Annotated[
@@ -255,6 +259,7 @@ def compare(
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise RuleError(f"compare: --seeds {seeds!r} should be whole numbers joined by ',', such as 0,1,2")
     settings = {"T": T, "lr": lr, "batch_size": batch_size, "epochs": epochs, "schedule": schedule, "device": device}
+    settings |= experiments.settings(setting or [])
     task = experiments.Task(ctx.obj, network, dataset, data_root, download, limit_train, settings)
     labels = list(dict.fromkeys(label.strip() for label in rules.split(",")))
     experiments.compare(task, labels, list(dict.fromkeys(int(seed) for seed in seeds.split(","))), folder)

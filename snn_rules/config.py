@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -25,9 +26,9 @@ class Config:
     """How to train. `Config.of(rule)` has the rule's own settings."""
 
     T: int = 10  # time steps a sample
-    lr: float = 1e-3
-    batch_size: int = 100
-    epochs: int = 10
+    lr: float = 1e-3  # learning rate
+    batch_size: int = 100  # samples a training step
+    epochs: int = 10  # walks over the training set
     seed: int = 0
     clip: float | None = None  # largest norm of the whole gradient
     reduction: str = "mean"  # of the loss over the batch: "mean", "sum"
@@ -36,17 +37,27 @@ class Config:
     undesired: float = 0.0  # of the others
     normalize: bool = False  # samples of mean 0 and standard deviation 1, by the training set's
     mean: float | None = None  # for `normalize`, in place of the training set's: both, or none
-    std: float | None = None
+    std: float | None = None  # above 0
     optimizer: str = "adamw"  # or "adam"
     weight_decay: float = 0.0
     clamp: float | None = None  # largest absolute value of a weight, after each step
     pool_gain: float | None = None  # pooling layers give the sum of their window times this, not its mean
     init: str = "rule"  # of the weights: the rule's own, or "kaiming", normal with deviation sqrt(2 / fan_in)
     schedule: str = "constant"  # of the learning rate over epochs: or "sqrt", lr / sqrt(epoch), or "cosine", to zero
-    device: str = "cpu"
+    augment: str = "off"  # of training images, anew in each epoch: "elastic" (Simard et al. 2003), or "crop-flip", as for CIFAR-10
+    elastic_alpha: float = 34.0  # how far pixels move; 34 and 4 are Simard's, for images of 29 x 29
+    elastic_sigma: float = 4.0  # how far the movement reaches, in pixels
+    rotation: float = 0.0  # at most, in degrees, before the elastic distortion
+    scaling: float = 0.0  # at most, as a fraction of the size, likewise
+    crop_padding: int = 4  # zeros on each side from which "crop-flip" crops
+    device: str = "cpu"  # or "cuda"
     network: str = ""  # how the network was written down: kept in the checkpoint, compared on resume
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Config).items():
+            if not _is(getattr(self, name), hint):
+                wanted = str(getattr(hint, "__name__", hint)).replace("float", "number").replace("int", "whole number").replace("str", "word")
+                raise RuleError(f"training: {name}={getattr(self, name)!r} should be a {wanted.replace(' | None', ', or left out')}")
         for name in ("T", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a whole number, at least 1")
@@ -60,9 +71,13 @@ class Config:
             "reduction": ("mean", "sum"),
             "loss": ("rule", "count"),
             "init": ("rule", "kaiming"),
+            "augment": ("off", "elastic", "crop-flip"),
         }
         if self.loss == "count" and not self.desired > self.undesired >= 0:
             raise RuleError(f"training: loss='count' with desired={self.desired!r}, undesired={self.undesired!r}: the first should be larger")
+        for name, low in {"elastic_alpha": 0, "elastic_sigma": 0.25, "rotation": 0, "scaling": 0, "crop_padding": 0}.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise RuleError(f"training: {name}={getattr(self, name)!r} should be a number, at least {low}")
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
@@ -71,8 +86,27 @@ class Config:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise RuleError("training: device='cuda', but torch sees no CUDA device here; leave --device out, and see snn-rules doctor")
 
+    @staticmethod
+    def given(texts: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Settings by name, as a user writes them; one that is unknown is refused."""
+        names = sorted({f.name for f in fields(Config)} - {"network", "seed"})
+        for name in texts:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise RuleError(f"{where} knows no {name}{hint}; it takes {', '.join(names)}")
+        return dict(texts)
+
     @classmethod
     def of(cls, rule: LearningRule, **overrides: Any) -> Config:
         """The settings with which `rule` learns out of the box; an override of None is none."""
         own = {f.name: getattr(rule.training, f.name) for f in fields(rule.training) if f.name != "options"}
         return cls(**own | {name: value for name, value in overrides.items() if value is not None})
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that is written beside a setting; a whole number is a number, too."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))

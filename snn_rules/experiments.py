@@ -154,6 +154,11 @@ def option(text: str) -> tuple[str, Any]:
     return key, value
 
 
+def settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Of `--setting KEY=VALUE`."""
+    return Config.given(dict(map(option, texts)), "--setting")
+
+
 def versions(*chosen: LearningRule) -> dict[str, str]:
     """Of Python, of what the rules stand on, and of the distributions that brought the chosen ones."""
     known = rules()

@@ -25,6 +25,14 @@ StepsOption = Annotated[int | None, typer.Option("--T", help="Time steps a sampl
 RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW, no weight decay. Default: the rule's own; 0.003 for digits.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own; 32 for digits.")]
 ScheduleOption = Annotated[str, typer.Option(help="Learning rate over epochs: constant, sqrt (lr / sqrt(epoch)) or cosine (down to 0).")]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Another setting of the training, as in a recipe's \\[train], such as augment=elastic or weight_decay=0.01; can be repeated. "
+        "A wrong KEY lists them.",
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option(help="Train on the first N samples only.", metavar="N")]
 HoldOption = Annotated[
     int | None,

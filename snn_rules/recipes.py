@@ -62,9 +62,7 @@ def load(name: str) -> Recipe:
             raise RuleError(f"recipe {str(path)!r}: {key!r} {reason}")
     if missing := {"rule", "dataset", "network"} - set(content):
         raise RuleError(f"recipe {str(path)!r}: {', '.join(sorted(missing))} should be given")
-    settings = {f.name for f in fields(Config)} - {"network", "seed"}
-    if unknown := set(content.get("train", {})) - settings:
-        raise RuleError(f"recipe {str(path)!r}: [train] knows no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(settings))}")
+    Config.given(content.get("train", {}), f"recipe {str(path)!r}: [train]")
     return Recipe(_name(path), **content)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .activity import Activity, watch
+from .augment import augment, check_images
 from .coding import count_loss
 from .config import MAY_CHANGE, OPTIMIZERS, SCHEDULES, Config
 from .data import Data
@@ -85,6 +86,7 @@ def fit(
     """
     if config.batch_size < team.size:
         raise RuleError(f"training: batch_size={config.batch_size} is less than a sample for each of the {team.size} processes; raise it")
+    check_images(config, data.shape, data.temporal)
     if folder is None:
         return _Trainer(net, rule, data, config, team).run(None, History(), on_step, on_epoch)
     path = Path(folder) / "checkpoint.pt"
@@ -127,7 +129,7 @@ class _Trainer:
         self.net.train()
         for step, index in enumerate(order):
             clock = time.perf_counter()
-            x, y = self.batch(self.data.train_x[index], self.data.train_y[index])
+            x, y = self.batch(augment(self.data.train_x[index], config), self.data.train_y[index])
             loss, right = self.step(x, y, epoch * len(order) + step)
             if not math.isfinite(loss):
                 raise RuleError(f"training: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower the learning rate (--lr)")
@@ -211,8 +213,12 @@ class _Trainer:
         }
 
     def restore(self, path: Path, state: dict[str, Any]) -> History:
-        was, now = state["identity"], self.identity()
-        differs = [f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in {**was, **now} if was.get(k) != now.get(k)]
+        was, now = (
+            {**asdict(Config()), "samples held out": 0, **state["identity"]},
+            self.identity(),
+        )  # a setting that is younger than the checkpoint was off
+        compared = [k for k in {**state["identity"], **now} if was.get(k) != now.get(k)]
+        differs = [f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in compared]
         if differs:
             raise RuleError(f"checkpoint {str(path)!r} is of another training: {'; '.join(differs)}; pass the same settings, or another --out")
         try:

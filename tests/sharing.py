@@ -27,7 +27,10 @@ CASES = {  # rule and its options, settings
     "strsbp: sum, clipped": (("strsbp", {"v_threshold": 2.0}), {"T": 30, "reduction": "sum", "clip": 1.0, "lr": 5e-3}),
     "stdbp clock": (("stdbp", {}), {"T": 24}),
     "stdbp event": (("stdbp", {"mode": "event"}), {}),
-    "convolution": (("tssl", {}), {"network": "4C3-P2-10"}),
+    "convolution, distorted": (
+        ("tssl", {"v_threshold": 0.2}),
+        {"network": "4C3-P2-10", "augment": "elastic", "elastic_sigma": 1.5, "elastic_alpha": 3.0},
+    ),
     "float64": (("strsbp", {}), {"T": 30, "lr": 5e-3}),
     "as the command does": (("strsbp", {}), {"T": 12, "epochs": 3, "lr": 3e-3}),
 }

@@ -160,6 +160,14 @@ def test_trainings_without_out_get_folders_of_their_own() -> None:
     assert {path.name for path in Path("runs").iterdir()} == {"digits-tssl-1", "digits-tssl-2"}
 
 
+def test_settings_without_an_option_of_their_own() -> None:
+    done("train", "--rule", "tssl", *FAST, "--setting", "augment=crop-flip", "--setting", "crop_padding=1", "--setting", "lr=1", "--out", "here")
+    config = json.loads(Path("here/history.json").read_text())["config"]
+    assert (config["augment"], config["crop_padding"], config["lr"]) == ("crop-flip", 1, 1)
+    done("compare", "--rules", "tssl", *FAST, "--seeds", "0", "--setting", "weight_decay=0.5", "--out", "both")
+    assert json.loads(Path("both/compare.json").read_text())["rules"]["tssl"]["config"]["weight_decay"] == 0.5
+
+
 def test_a_training_that_is_stopped_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -196,6 +204,9 @@ REFUSALS = [
     (["train", "--rule", "tssl", "--dataset", "mnist"], "data set 'mnist': no train-images", "data/MNIST/raw", "--data-root"),
     (["train", "--rule", "tssl", "--epochs", "0"], "epochs=0 should be a whole number, at least 1"),
     (["train", "--rule", "tssl", "--schedule", "linear"], "schedule='linear' is not one of constant, sqrt, cosine"),
+    (["train", "--rule", "tssl", "--setting", "agument=elastic"], "--setting knows no agument (did you mean 'augment'?); it takes T, augment, "),
+    (["train", "--rule", "tssl", "--setting", "augment=elastic"], "elastic_sigma=4 is too wide for images of 8 x 8; pass at most 1.75"),
+    (["train", "--rule", "tssl", "--setting", "clip=soft"], "training: clip='soft' should be a number, or left out"),
     (["train", "--rule", "tssl", "--limit-train", "0"], "0 samples for training are too few"),
     (["train", "--rule", "tssl", "--resume"], "--resume needs --out"),
     (["train", "--rule", "tssl", "--resume", "--out", "nowhere"], "checkpoint 'nowhere/checkpoint.pt' does not exist"),
