@@ -74,8 +74,8 @@ def kernels_of(node: snn_rules.RuleNode, x: torch.Tensor, g: torch.Tensor) -> Ca
     node.reset()
     calls = []
     for index, tensors, T, M in seen:
-        function, names, array = loaded._run[index]
-        calls.append((function, array(*[None if (t := tensors.get(name)) is None else t.data_ptr() for name in names]), T, M))
+        function, names, pack = loaded._run[index]
+        calls.append((function, pack(*[0 if (t := tensors.get(name)) is None else t.data_ptr() for name in names]), T, M))
     return lambda: ([function(pointers, T, M, 1) for function, pointers, T, M in calls], seen)
 
 

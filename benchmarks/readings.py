@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+os.environ.setdefault("SNN_RULES_EXECUTOR", "eager")  # before the kernels are imported
+
 from snn_rules.data import load
 from snn_rules.experiments import versions
 from snn_rules.kernels import executor
@@ -84,7 +86,6 @@ def row(entry: dict[str, Any]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    os.environ.setdefault("SNN_RULES_EXECUTOR", "eager")
     warnings.filterwarnings("ignore", message=".*gradient of exactly zero")
     warnings.filterwarnings("ignore", message="'tau' has no meaning")
     found: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class RuleNode(neuron.BaseNode):
         rule = vars(self).get("rule")
         if rule is not None and name in rule.diagnostics:  # e.g. warmup_fraction, of the last backward pass
             values = self._report.values
-            return None if values is None else float(rule.diagnostics[name](values))
+            return None if values is None else float(rule.diagnostics[name](SimpleNamespace(T=values[0], **values[1])))
         return super().__getattr__(name)
 
     # ---- forward -----------------------------------------------------------------------------------------------
@@ -99,8 +100,8 @@ class RuleNode(neuron.BaseNode):
         given = self._given(tuple(self._memories.values()))
         self._check(x_seq, "m", states=given)
         spikes, after = self._run(x_seq, self.materialize_states((x_seq,), given, "m"))
-        self._memories.update(zip(self._memories, after, strict=True))
-        self._report.last = after[0]
+        self._memories.update(after)
+        self._report.last = after["v"]
         return spikes
 
     def _given(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -122,7 +123,7 @@ class RuleNode(neuron.BaseNode):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         self._check(inputs[0], "m", states=states)
         spikes, after = self._run(inputs[0], states)
-        return (spikes,), after
+        return (spikes,), tuple(after[name] for name in self._memories)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
@@ -139,7 +140,7 @@ class RuleNode(neuron.BaseNode):
         self._check_finite(x, after)
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
-    def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, State]:
         record, dtype = "v" if self.store_v_seq else None, x.dtype
         job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._after_backward, record)
         spikes = run(job, x if dtype is torch.float32 else x.to(_state_dtype(x)))
@@ -147,7 +148,7 @@ class RuleNode(neuron.BaseNode):
             self._check_finite(x, job.state)
         if self.store_v_seq:
             self.v_seq = torch.stack(job.recorded)
-        return spikes if dtype is torch.float32 else spikes.to(dtype), tuple([job.state[name] for name in self._memories])
+        return spikes if dtype is torch.float32 else spikes.to(dtype), job.state
 
     def _compiled_forward(self, x: Tensor) -> Tensor:
         """As one operator, inside `torch.compile`; see `kernels.ops`."""
@@ -168,6 +169,8 @@ class RuleNode(neuron.BaseNode):
         ]
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
+        if not any([isinstance(value, Tensor) for value in states]):
+            return states
         x, shape = inputs[0], inputs[0].shape[1:] if step_mode == "m" else inputs[0].shape
         return tuple([self._materialize(n, v, x, shape) if isinstance(v, Tensor) else v for n, v in zip(self._memories, states, strict=True)])
 

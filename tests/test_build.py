@@ -109,10 +109,10 @@ def test_a_temporary_folder_of_others_is_not_trusted(tmp_path):
 
 
 def test_eager_can_be_forced(monkeypatch):
-    monkeypatch.setenv("SNN_RULES_EXECUTOR", "eager")
+    monkeypatch.setattr("snn_rules.kernels.FORCED", "eager")
     runner = snn_rules.kernels.executor(snn_rules.get_rule("tssl"), torch.zeros(2, 2))
     assert (type(runner), runner.why) == (Eager, "SNN_RULES_EXECUTOR=eager")
-    monkeypatch.delenv("SNN_RULES_EXECUTOR")
+    monkeypatch.setattr("snn_rules.kernels.FORCED", "")
     assert type(snn_rules.kernels.executor(snn_rules.get_rule("tssl"), torch.zeros(2, 2))) is Compiled
 
 
@@ -122,7 +122,7 @@ def test_the_neuron_gives_the_same_under_both(rule, monkeypatch):
     x, g = torch.randn(20, 3, 7) * 0.5, torch.randn(20, 3, 7)
     found = []
     for forced in ("eager", ""):
-        monkeypatch.setenv("SNN_RULES_EXECUTOR", forced)
+        monkeypatch.setattr("snn_rules.kernels.FORCED", forced)
         node = snn_rules.RuleNode(rule, step_mode="m", **({"v_threshold": 0.5} if rule == "strsbp" else {}))
         leaf = x.clone().requires_grad_()
         out = node(leaf)

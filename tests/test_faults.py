@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient of exactly zero")
 
 @pytest.fixture(params=["kernels", "torch"], autouse=True)
 def executor(request, monkeypatch):
-    monkeypatch.setenv("SNN_RULES_EXECUTOR", "eager" if request.param == "torch" else "")
+    monkeypatch.setattr("snn_rules.kernels.FORCED", "eager" if request.param == "torch" else "")
     return request.param
 
 

@@ -64,7 +64,7 @@ def trains(draw: Callable[..., Any]) -> tuple[torch.Tensor, torch.Tensor]:
 def run(rule: LearningRule, x: torch.Tensor, g: torch.Tensor, executor: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Spikes, the potential after the last step, and the gradient."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SNN_RULES_EXECUTOR", executor)
+        patch.setattr("snn_rules.kernels.FORCED", executor)
         node, leaf = snn_rules.RuleNode(rule, step_mode="m"), x.clone().requires_grad_()
         out = node(leaf)
         out.backward(g)
@@ -134,7 +134,7 @@ def test_any_options_of_spike_times_run_on_kernels_as_on_torch() -> None:
         found = []
         for executor in ("eager", ""):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("SNN_RULES_EXECUTOR", executor)
+                patch.setattr("snn_rules.kernels.FORCED", executor)
                 net = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], len(weight), bias=False), snn_rules.RuleNode("surrogate"))
                 net[0].weight.data = weight.clone()
                 snn_rules.convert(net, rule)

@@ -132,7 +132,7 @@ def test_a_recurrent_layer_by_kernels_equals_eager_torch_on_the_gpu(
     x, g = (torch.randn(shape, generator=draw, dtype=torch.float64).cuda() for _ in range(2))
     weight = scale * torch.randn(shape[-1], shape[-1], generator=draw, dtype=torch.float64) / shape[-1] ** 0.5
     for forced in ("", "eager"):
-        monkeypatch.setenv("SNN_RULES_EXECUTOR", forced)
+        monkeypatch.setattr("snn_rules.kernels.FORCED", forced)
         node = snn_rules.RecurrentNode(shape[-1], name, **options).double().cuda()
         node.weight.data.copy_(weight)
         leaf = (scale * (x + 0.5)).requires_grad_()

@@ -131,7 +131,7 @@ LOOKS = ("reset_restores", "rows_are_independent", "silent_neurons_learn", "equa
 @pytest.mark.parametrize("planted", FAULTS, ids=lambda cls: cls.__name__)
 def test_a_planted_fault_fails_its_check(planted: type[Copy], monkeypatch: pytest.MonkeyPatch) -> None:
     if planted.__name__.startswith("Leaking"):  # in a compiled kernel a step sees one neuron only; torch runs what a step may do
-        monkeypatch.setenv("SNN_RULES_EXECUTOR", "eager")
+        monkeypatch.setattr("snn_rules.kernels.FORCED", "eager")
     monkeypatch.setattr("snn_rules.testing.mathematics.SECONDS", 1.0)
     LAST.clear()
     results = run_checks(planted(), reference=by_loops.spikes_and_gradient, only=LOOKS)

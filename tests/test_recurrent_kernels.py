@@ -133,7 +133,7 @@ def test_through_the_node(name: str, options: dict[str, Any], scale: float, monk
     """Two trains, one state, with `v_seq`; by kernels and by eager torch."""
     found = []
     for forced in ("", "eager"):
-        monkeypatch.setenv("SNN_RULES_EXECUTOR", forced)
+        monkeypatch.setattr("snn_rules.kernels.FORCED", forced)
         torch.manual_seed(0)
         node = snn_rules.RecurrentNode(7, rule_of(name, options), store_v_seq=True)
         x = (scale * (torch.randn(9, 2, 7) + 0.5)).requires_grad_()

@@ -16,7 +16,7 @@ T = 9
 
 @pytest.fixture(params=["", "eager"], ids=["kernels", "eager"])
 def executor(request, monkeypatch):
-    monkeypatch.setenv("SNN_RULES_EXECUTOR", request.param)
+    monkeypatch.setattr("snn_rules.kernels.FORCED", request.param)
 
 
 def network(rule):

@@ -81,7 +81,7 @@ def test_monitors_see_the_values_of_a_lifnode(rule):
 def test_v_seq_by_kernels_is_that_of_torch(rule, monkeypatch):
     found = []
     for executor in ("", "eager"):
-        monkeypatch.setenv("SNN_RULES_EXECUTOR", executor)
+        monkeypatch.setattr("snn_rules.kernels.FORCED", executor)
         net = network(rule)
         found.append(records(net)["v_seq"][1])
         assert not net[1].v_seq.requires_grad
@@ -132,7 +132,7 @@ def test_synapses_are_counted_by_their_spikes(rule):
 def test_what_neurons_do_is_counted_on_torch_operations(rule, monkeypatch):
     """Kernels are no torch operations: a counter of those sees none inside a neuron."""
     assert counted(network(rule))[0]["NeuronStateCounter"] == 0
-    monkeypatch.setenv("SNN_RULES_EXECUTOR", "eager")
+    monkeypatch.setattr("snn_rules.kernels.FORCED", "eager")
     found, _ = counted(network(rule))
     assert found["NeuronStateCounter"] > 0 and found["FlopCounter"] > found["MACCounter"]
 

@@ -18,25 +18,26 @@ from .build import NoCompiler
 from .compiled import Compiled, kernels
 from .eager import Eager
 
-__all__ = ["Compiled", "Eager", "executor"]
+__all__ = ["FORCED", "Compiled", "Eager", "executor"]
+
+FORCED = os.environ.get("SNN_RULES_EXECUTOR", "")  # "eager": torch for every rule. Read once: a look each time takes longer than a small kernel
 
 
 def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
     """The executor for this rule on the device and in the dtype of `x`. What falls back to torch says so, once."""
-    if os.environ.get("SNN_RULES_EXECUTOR") == "eager":
+    if FORCED == "eager":
         return _eager("SNN_RULES_EXECUTOR=eager")
-    device = x.device.type
-    if device not in ("cpu", "cuda"):
-        return _eager(f"there are no kernels for {device}")
     try:
-        if device == "cuda":
-            launch.kernels(rule, x.shape[0], x.dtype == torch.float64, x.device, recurrent)
-            return _launched
-        kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
+        if x.is_cpu:
+            kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
+            return _compiled
+        if not x.is_cuda:
+            return _eager(f"there are no kernels for {x.device.type}")
+        launch.kernels(rule, x.shape[0], x.dtype == torch.float64, x.device, recurrent)
+        return _launched
     except (NoCompiler, launch.NoCupy, RuleError) as cause:
         _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
         return _eager(str(cause))
-    return _compiled
 
 
 _compiled = Compiled()

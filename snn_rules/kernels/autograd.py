@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from ..rule import LearningRule
 from . import executor
 from .eager import Eager, State, Tape
-from .program import diagnosed
 
 _NONE = Eager()  # in the place of an executor until `run` has chosen one
 
@@ -27,7 +25,7 @@ class Report:
     last: Any = None  # its last potential,
     calls: int = 0  # and how many runs the train has had
     silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
-    values: Any = None  # what the rule's diagnostics read, of the last backward pass
+    values: tuple[int, State] | None = None  # the steps and the values of each neuron of the last backward pass, for diagnostics
 
 
 @dataclass(slots=True)
@@ -37,7 +35,7 @@ class Job:
     rule: LearningRule
     state: State
     report: Report
-    notify: Callable[[], None]  # called after each backward pass
+    notify: Callable[[], None]  # called when the first backward pass gives a gradient of exactly zero
     record: str | None = None  # the state whose values are kept at each step
     recorded: list[Tensor] = field(default_factory=list)
     finite: bool | None = None  # of the state afterwards; None: the executor has not looked
@@ -51,10 +49,11 @@ class Job:
     def passed(self, dx: Tensor, neurons: State) -> None:
         report = self.report
         if self.rule.diagnostics:
-            report.values = SimpleNamespace(T=dx.shape[0], **{name: neurons[name] for name in diagnosed(self.rule)})
+            report.values = len(dx), neurons
         if report.silent is None and dx.numel():
             report.silent = not bool(dx.any())
-        self.notify()
+            if report.silent:
+                self.notify()
 
 
 def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | None = None) -> Tensor:
@@ -64,14 +63,18 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     Afterwards `job.state` is the state after the last step, detached.
     """
     job.run_by = executor(job.rule, x, recurrent=weight is not None)
-    if weight is not None and job.rule.gain != 1.0:
-        weight = weight * job.rule.gain  # the gain is of all that a neuron receives
-    wanted = [t for t in (x, weight, x_weights) if t is not None and t.requires_grad]
-    if not (wanted and torch.is_grad_enabled()):
+    recurrent: tuple[Tensor | None, ...] = ()
+    if weight is None:
+        learns = x.requires_grad
+    else:
+        weight = weight if job.rule.gain == 1.0 else weight * job.rule.gain  # the gain is of all that a neuron receives
+        recurrent = weight, x_weights
+        learns = any(t is not None and t.requires_grad for t in (x, *recurrent))
+    if not (learns and torch.is_grad_enabled()):
         with torch.no_grad():
             return job.forward(x, weight, learns=False)[0]
-    if job.rule.sweeps or job.run_by.derives:
-        spikes: Tensor = _Learn.apply(x, weight, x_weights, job)
+    if job.run_by.derives or job.rule.sweeps:
+        spikes: Tensor = _Learn.apply(x, job, *recurrent)
         return spikes
     spikes, _ = job.forward(x, weight)  # the adjoint is derived: autograd walks back through the steps
     job.state = {name: value.detach() for name, value in job.state.items()}
@@ -83,9 +86,9 @@ class _Learn(torch.autograd.Function):
     """A layer of neurons: forward by the rule's steps, backward by its sweeps."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, x_weights: Tensor | None, job: Job) -> Tensor:
+    def forward(ctx: Any, x: Tensor, job: Job, weight: Tensor | None = None, x_weights: Tensor | None = None) -> Tensor:
         spikes, tape = job.forward(x, weight)
-        tensors, ctx.names = tape.flatten()
+        tensors, ctx.layout = tape.flatten()
         ctx.save_for_backward(weight, *tensors)
         ctx.job = job
         return spikes
@@ -97,14 +100,14 @@ class _Learn(torch.autograd.Function):
 
 def _walk_back(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     job, (weight, *tensors) = ctx.job, ctx.saved_tensors
-    tape, run_by = Tape.unflatten(tensors, ctx.names), job.run_by
-    d_weight = dx_weights = None
+    tape = Tape.unflatten(tensors, ctx.layout)
     if weight is None:
-        dx, neurons = run_by.backward(job.rule, tape, g)
-    else:
-        dx, dx_weights, d_weight, neurons = run_by.recurrent_backward(job.rule, tape, g, weight)
+        dx, neurons = job.run_by.backward(job.rule, tape, g)
+        job.passed(dx, neurons)
+        return dx, None
+    dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
     job.passed(dx, neurons)
-    return dx, d_weight, dx_weights if ctx.needs_input_grad[2] else None, None
+    return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None
 
 
 _refusing_twice = torch.autograd.function.once_differentiable(_walk_back)  # where a graph of the backward pass is asked for

@@ -53,6 +53,11 @@ class Pool:
 _pool = Pool(int(os.environ.get("SNN_RULES_POOL_MB", "1024")) << 20)
 
 
+def like(x: Tensor) -> Tensor:
+    """A tensor for results of the shape and dtype of `x`, which is contiguous: on recycled memory where it is large."""
+    return torch.empty_like(x) if x.nbytes < SMALLEST or not _pool.capacity else _empty(x, x.shape)
+
+
 def memory(x: Tensor) -> Callable[[Sequence[int]], Tensor]:
     """What makes tensors of a shape, of the dtype of `x` on the CPU, none of them larger than `x`: the large on recycled memory."""
     return x.new_empty if x.nbytes < SMALLEST or not _pool.capacity else partial(_empty, x)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from struct import Struct
 
 import torch
 from torch import Tensor
 
 from ..rule import LearningRule
-from .buffers import memory
+from .buffers import like, memory
 from .build import build
 from .prelude import prelude
 from .program import Program, program
@@ -33,19 +34,19 @@ class Kernels:
             function = getattr(library, source.name)
             function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
             function.restype = ctypes.c_int
-            self._run.append((function, source.pointers, ctypes.c_void_p * len(source.pointers)))
+            self._run.append((function, source.pointers, Struct(f"{len(source.pointers)}P").pack))
 
     def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> int:
         """Run kernel `index` (0: forward, k: the k-th walk back); a name without a tensor is a null pointer."""
-        function, names, array = self._run[index]
-        pointers = array(*[None if (t := tensors.get(name)) is None else t.data_ptr() for name in names])
+        function, names, pack = self._run[index]
+        pointers = pack(*[0 if (t := tensors.get(name)) is None else t.data_ptr() for name in names])
         threads = torch.get_num_threads() if T * M >= PARALLEL else 1
         return int(function(pointers, T, M, threads))
 
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""
-        function, names, array = self._run[index]
-        pointers = array(*[None if (t := tensors.get(name)) is None else t.data_ptr() for name in names])
+        function, names, pack = self._run[index]
+        pointers = pack(*[0 if (t := tensors.get(name)) is None else t.data_ptr() for name in names])
         threads = torch.get_num_threads() if M >= PARALLEL else 1
 
         def run(t: int, held: object = tensors) -> None:
@@ -78,6 +79,9 @@ class Compiled(ByKernels):
 
     def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Kernels:
         return kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
+
+    def like(self, x: Tensor) -> Tensor:
+        return like(x)
 
     def memory(self, x: Tensor) -> Callable[[Sequence[int]], Tensor]:
         return memory(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,34 +15,27 @@ from torch import Tensor
 from ..rule import LearningRule, Sweep, Values
 
 State = dict[str, Tensor]
+Layout = tuple[dict[str, int], tuple[str, ...], Any]  # of a tape: values of each step, values of each neuron, its kernels
 
 
-@dataclass
+@dataclass(slots=True)
 class Tape:
     """What the backward pass needs: values of each step (lists over time) and values of each neuron."""
 
     steps: dict[str, list[Tensor]] = field(default_factory=dict)
     neurons: State = field(default_factory=dict)
+    run: Any = None  # the kernels that made it
     finite: bool | None = None  # of the state after the last step, where the executor has looked
 
-    def flatten(self) -> tuple[list[Tensor], list[tuple[str, int]]]:
+    def flatten(self) -> tuple[list[Tensor], Layout]:
         """The tensors, and what it takes to put them back in place."""
-        if not self.steps:
-            return list(self.neurons.values()), [(name, -1) for name in self.neurons]
-        names = [(name, len(values)) for name, values in self.steps.items()] + [(name, -1) for name in self.neurons]
-        return [v for values in self.steps.values() for v in values] + list(self.neurons.values()), names
+        tensors = [value for values in self.steps.values() for value in values]
+        return [*tensors, *self.neurons.values()], ({name: len(values) for name, values in self.steps.items()}, tuple(self.neurons), self.run)
 
     @classmethod
-    def unflatten(cls, tensors: Sequence[Tensor], names: list[tuple[str, int]]) -> Tape:
-        if len(tensors) == len(names) and all(length < 0 for _, length in names):
-            return cls({}, {name: value for (name, _), value in zip(names, tensors, strict=True)})
-        tape, rest = cls(), list(tensors)
-        for name, length in names:
-            if length < 0:
-                tape.neurons[name] = rest.pop(0)
-            else:
-                tape.steps[name], rest = rest[:length], rest[length:]
-        return tape
+    def unflatten(cls, tensors: Sequence[Tensor], layout: Layout) -> Tape:
+        (lengths, names, run), rest = layout, iter(tensors)
+        return cls({name: list(islice(rest, length)) for name, length in lengths.items()}, dict(zip(names, rest, strict=True)), run)
 
 
 class Eager:

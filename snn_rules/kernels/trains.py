@@ -40,6 +40,10 @@ class ByKernels(Eager):
         """What makes results of a shape, in the dtype and on the device of `x`, none of them larger than it."""
         return x.new_empty
 
+    def like(self, x: Tensor) -> Tensor:
+        """What makes a result like `x`, which is contiguous."""
+        return torch.empty_like(x)
+
     def forward(
         self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None, learns: bool = True
     ) -> tuple[Tensor, State, Tape, list[Tensor]]:
@@ -48,15 +52,16 @@ class ByKernels(Eager):
         if weight is not None:
             return recurrent.forward(self, rule, x, state, weight, record, learns)
         x, run = x.contiguous(), self.load(rule, x)
-        T, shape, plan, empty = x.shape[0], x.shape[1:], run.program, self.memory(x)
+        T, plan = len(x), run.program
         given = {pointer: s.contiguous() for name, pointer in plan.ins.items() if isinstance(s := state.get(name), Tensor)}
         if rule.delay and isinstance(queue := state.get("late"), Tensor):
             given["late"] = queue.contiguous()
-        spikes, after = empty(x.shape), {name: empty(shape) for name in plan.ins}
+        spikes, first = self.like(x), x[0]
+        after = {name: self.like(first) for name in plan.ins}
         tensors: dict[str, Tensor | None] = {"x": x, "s": spikes, **given, **dict(zip(plan.outs, after.values(), strict=True))}
-        recorded = tensors["record"] = empty(x.shape) if record else None
+        recorded = tensors["record"] = self.like(x) if record else None
         wrong = run(0, tensors, T, x.numel() // T)
-        tape = Tape({}, {"x": x, **given}, None if wrong is None else not wrong)
+        tape = Tape({}, {"x": x, **given}, run, None if wrong is None else not wrong)
         if rule.delay:
             after["late"] = _queue(rule, x, given.get("late"))
         return spikes, after, tape, list(recorded.unbind(0)) if recorded is not None else []
@@ -65,8 +70,8 @@ class ByKernels(Eager):
         if tape.steps:
             return super().backward(rule, tape, g)
         x, g = tape.neurons["x"], g.contiguous()
-        dx = self.memory(x)(x.shape)
-        return dx, self.walk_back(self.load(rule, x), rule, {**tape.neurons, "g": g, "dx": dx})
+        dx = self.like(x)
+        return dx, self.walk_back(tape.run, rule, {**tape.neurons, "g": g, "dx": dx})
 
     def recurrent_backward(self, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
         if tape.steps:
@@ -76,9 +81,9 @@ class ByKernels(Eager):
     def walk_back(self, run: Loaded, rule: LearningRule, given: dict[str, Tensor]) -> State:
         """Write `dx`, by the kernels of whole trains; the values of each neuron that the sweeps leave behind."""
         x, neurons = given["x"], dict[str, Any]()
-        T, shape, empty, stages = x.shape[0], x.shape[1:], self.memory(x), run.program.stages
+        T, stages = len(x), run.program.stages
         for k, stage in enumerate(stages):
-            left = {name: empty(shape) for name in stage.writes}
+            left = {name: self.like(x[0]) for name in stage.writes}
             values = {f"c_{name}": t for name, t in left.items()}
             if k:
                 if missing := [name for name in stage.neurons if name not in neurons]:

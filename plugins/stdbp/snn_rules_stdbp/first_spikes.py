@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import warnings
 from functools import lru_cache
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from snn_rules import RuleError
+from snn_rules import RuleError, kernels
 from snn_rules.kernels import launch
 from snn_rules.kernels.build import NoCompiler, build
 
@@ -136,11 +135,11 @@ def executor(rule: STDBP, times: Tensor, weight: Tensor) -> Eager | Compiled | L
         return _slow(rule, f"there are no kernels for {times.device.type}")
     if times.dtype not in (torch.float32, torch.float64) or times.dtype != weight.dtype:
         return _slow(rule, f"there are no kernels for times of {times.dtype} and weights of {weight.dtype}")
-    return _loaded(rule, times.dtype == torch.float64, times.device, os.environ.get("SNN_RULES_EXECUTOR"))
+    return _loaded(rule, times.dtype == torch.float64, times.device, kernels.FORCED)
 
 
 @lru_cache(maxsize=512)
-def _loaded(rule: STDBP, double: bool, device: torch.device, forced: str | None) -> Eager | Compiled | Launched:
+def _loaded(rule: STDBP, double: bool, device: torch.device, forced: str) -> Eager | Compiled | Launched:
     if forced == "eager":
         return Eager("SNN_RULES_EXECUTOR=eager")
     try:

@@ -172,7 +172,7 @@ def test_a_cuda_tensor_finds_its_executor(monkeypatch):
     times = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     for forget in (layer._loaded, layer._say_once):
         forget.cache_clear()
-    monkeypatch.delenv("SNN_RULES_EXECUTOR", raising=False)
+    monkeypatch.setattr("snn_rules.kernels.FORCED", "")
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.warns(UserWarning, match=r"the event layers of 'stdbp' run on torch tensors, many times slower: CuPy cannot be imported .*; pip"):
         assert isinstance(layer.executor(RULE, times, times), layer.Eager)

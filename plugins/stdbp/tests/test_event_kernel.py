@@ -27,7 +27,7 @@ except build.NoCompiler as reason:
 
 @pytest.fixture(autouse=True)
 def _free_to_compile(monkeypatch):
-    monkeypatch.delenv("SNN_RULES_EXECUTOR", raising=False)
+    monkeypatch.setattr("snn_rules.kernels.FORCED", "")
 
 
 def both(times, weight, rule=RULE):
@@ -183,7 +183,7 @@ def test_a_network_learns_the_same_on_either(monkeypatch):
     rule.initialize(snn_rules.convert(net, "stdbp", mode="event", revive=1.0))
     x, target, found = torch.rand(4, 1, 8, 8), torch.arange(4), []
     for forced in ("", "eager"):
-        monkeypatch.setenv("SNN_RULES_EXECUTOR", forced)
+        monkeypatch.setattr("snn_rules.kernels.FORCED", forced)
         twin = copy.deepcopy(net)
         rule.loss(twin(rule.encode(x, 1)[0])[None], target).backward()
         found.append([p.grad for p in twin.parameters()])
