@@ -101,6 +101,13 @@ def bench():
     say("", f"    OMP_NUM_THREADS={made['threads']} {made['command']}")
 
 
+def overhead():
+    """The table of benchmarks/overhead.py."""
+    head("rule", "node", "its kernels", "empty `autograd.Function`", "overhead", "without torch's")
+    for rule, found in json.loads(Path("benchmarks/results/overhead.json").read_text())["results"].items():
+        line(f"`{rule}`", *(f"{value:.0f}" for value in found.values()))
+
+
 def head(*columns):
     line(*columns)
     say("|---|" + "---:|" * (len(columns) - 1))

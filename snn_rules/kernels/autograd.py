@@ -49,7 +49,7 @@ class Job:
     def passed(self, dx: Tensor, neurons: State) -> None:
         report = self.report
         if self.rule.diagnostics:
-            report.values = len(dx), neurons
+            report.values = dx.shape[0], neurons
         if report.silent is None and dx.numel():
             report.silent = not bool(dx.any())
             if report.silent:

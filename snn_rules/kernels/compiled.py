@@ -38,8 +38,8 @@ class Kernels:
 
     def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> int:
         """Run kernel `index` (0: forward, k: the k-th walk back); a name without a tensor is a null pointer."""
-        function, names, pack = self._run[index]
-        pointers = pack(*[0 if (t := tensors.get(name)) is None else t.data_ptr() for name in names])
+        (function, names, pack), at = self._run[index], tensors.get
+        pointers = pack(*[0 if (t := at(name)) is None else t.data_ptr() for name in names])
         threads = torch.get_num_threads() if T * M >= PARALLEL else 1
         return int(function(pointers, T, M, threads))
 

@@ -52,7 +52,7 @@ class ByKernels(Eager):
         if weight is not None:
             return recurrent.forward(self, rule, x, state, weight, record, learns)
         x, run = x.contiguous(), self.load(rule, x)
-        T, plan = len(x), run.program
+        T, plan = x.shape[0], run.program
         given = {pointer: s.contiguous() for name, pointer in plan.ins.items() if isinstance(s := state.get(name), Tensor)}
         if rule.delay and isinstance(queue := state.get("late"), Tensor):
             given["late"] = queue.contiguous()
@@ -81,7 +81,7 @@ class ByKernels(Eager):
     def walk_back(self, run: Loaded, rule: LearningRule, given: dict[str, Tensor]) -> State:
         """Write `dx`, by the kernels of whole trains; the values of each neuron that the sweeps leave behind."""
         x, neurons = given["x"], dict[str, Any]()
-        T, stages = len(x), run.program.stages
+        T, stages = x.shape[0], run.program.stages
         for k, stage in enumerate(stages):
             left = {name: self.like(x[0]) for name in stage.writes}
             values = {f"c_{name}": t for name, t in left.items()}
@@ -100,5 +100,5 @@ def _queue(rule: LearningRule, x: Tensor, late: Tensor | None) -> Tensor:
     """The inputs that are still on their way after the last step."""
     T, delay = x.shape[0], rule.delay
     if delay <= T:
-        return x[T - delay :].clone()
+        return x.narrow_copy(0, T - delay, delay)
     return torch.cat([x.new_zeros(delay, *x.shape[1:]) if late is None else late, x])[T:]
