@@ -51,7 +51,8 @@ def main(
 @torch.no_grad()
 def seen(rule: LearningRule, data: Data, config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[list[Tensor], float]:
     """For each layer of neurons spike counts `[N, F]`, or spike times; and the accuracy."""
-    net = network(config["network"], rule, data.shape, data.classes, pool_gain=config.get("pool_gain")).eval()
+    made = {"pool_gain": config.get("pool_gain"), "inhibition": config.get("inhibition", 0.0)}
+    net = network(config["network"], rule, data.shape, data.classes, **made).eval()
     net.load_state_dict(weights)
     passed: list[list[Tensor]] = []
     for node in (module for module in net.modules() if isinstance(module, RuleNode)):

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "API": "hookspecs",
     "Capabilities": "rule",
+    "InhibitedNode": "recurrent",
     "LearningRule": "rule",
     "Lens": "lens",
     "RecurrentNode": "recurrent",
@@ -34,6 +35,7 @@ _PUBLIC = {
 __all__ = [
     "API",
     "Capabilities",
+    "InhibitedNode",
     "LearningRule",
     "Lens",
     "RecurrentNode",
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from .kernels.buffers import tune_cpu_allocator
     from .lens import Lens, compare_gradients
     from .neuron import RuleNode
-    from .recurrent import RecurrentNode
+    from .recurrent import InhibitedNode, RecurrentNode
     from .registry import RuleInfo, get_rule, register, rules
     from .rule import Capabilities, LearningRule, RuleError, parameter, sweep
     from .stock import plain

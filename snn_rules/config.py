@@ -41,6 +41,10 @@ class Config:
     optimizer: str = "adamw"  # or "adam"
     weight_decay: float = 0.0
     clamp: float | None = None  # largest absolute value of a weight, after each step
+    regularize: str = "off"  # weights, exponentially (Lee et al. 2016): "sum" of a neuron's squares, or "mean", as ST-RSBP's code has it
+    exp_lambda: float = 10.0  # weight of that cost; 10 and 0.04 are ST-RSBP's, for "mean"
+    exp_beta: float = 0.04
+    inhibition: float = 0.0  # an output neuron's spike inhibits the others by this fraction of the threshold (ST-RSBP, section 4.1)
     pool_gain: float | None = None  # pooling layers give the sum of their window times this, not its mean
     init: str = "rule"  # of the weights: the rule's own, or "kaiming", normal with deviation sqrt(2 / fan_in)
     schedule: str = "constant"  # of the learning rate over epochs: or "sqrt", lr / sqrt(epoch), or "cosine", to zero
@@ -71,11 +75,13 @@ class Config:
             "reduction": ("mean", "sum"),
             "loss": ("rule", "count"),
             "init": ("rule", "kaiming"),
+            "regularize": ("off", "sum", "mean"),
             "augment": ("off", "elastic", "crop-flip"),
         }
         if self.loss == "count" and not self.desired > self.undesired >= 0:
             raise RuleError(f"training: loss='count' with desired={self.desired!r}, undesired={self.undesired!r}: the first should be larger")
-        for name, low in {"elastic_alpha": 0, "elastic_sigma": 0.25, "rotation": 0, "scaling": 0, "crop_padding": 0}.items():
+        for name in ("exp_lambda", "exp_beta", "inhibition", "elastic_alpha", "elastic_sigma", "rotation", "scaling", "crop_padding"):
+            low = 0.25 if name == "elastic_sigma" else 0
             if not low <= getattr(self, name) < math.inf:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a number, at least {low}")
         for name, choices in choices_of.items():

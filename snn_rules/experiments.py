@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from . import checkpoint, data, plot
 from .board import Board
@@ -105,8 +106,8 @@ def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Pat
     chosen = {label: configured(label.split(":")[0], dict(map(option, label.split(":")[1:]))) for label in labels}
     samples, where = task.data(), task.folder(folder, "compare")
     configs = {(label, seed): task.config(rule, seed) for label, rule in chosen.items() for seed in seeds}
-    for rule in chosen.values():  # refuse before the first training, not after it
-        network(task.network, rule, samples.shape, samples.classes)
+    for label, rule in chosen.items():  # refuse before the first training, not after it
+        made(rule, samples, configs[label, seeds[0]])
     runs = {key: _fit(chosen[key[0]], samples, config, f"{key[0]}, seed {key[1]}") for key, config in configs.items()}
 
     shown = table("rule", "T", "test accuracy", "best", "firing", "synops", "ms a step", "peak MB", right=1)
@@ -154,6 +155,11 @@ def option(text: str) -> tuple[str, Any]:
     return key, value
 
 
+def made(rule: LearningRule, samples: data.Data, config: Config) -> nn.Module:
+    """The network of a training, its weights drawn anew."""
+    return network(config.network, rule, samples.shape, samples.classes, config.init, config.pool_gain, config.inhibition)
+
+
 def settings(texts: Sequence[str]) -> dict[str, Any]:
     """Of `--setting KEY=VALUE`."""
     return Config.given(dict(map(option, texts)), "--setting")
@@ -181,7 +187,7 @@ def _fit(
     team: Alone = ALONE,
 ) -> History:
     torch.manual_seed(config.seed)
-    net = network(config.network, rule, samples.shape, samples.classes, config.init, config.pool_gain)
+    net = made(rule, samples, config)
     with progress() as bar:
         steps = -(-len(samples.train_y) // config.batch_size)
         task = bar.add_task(title, total=config.epochs * steps)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .conversion import convert
 from .neuron import RuleNode
-from .recurrent import RecurrentNode, check_recurrent
+from .recurrent import InhibitedNode, RecurrentNode, check_recurrent
 from .registry import get_rule
 from .rule import LearningRule, RuleError
 
@@ -92,9 +92,11 @@ def network(
     classes: int | None = None,
     init: str = "rule",
     pool_gain: float | None = None,
+    inhibition: float = 0.0,
 ) -> nn.Sequential:
     """The network, in step mode 'm', with the weights from which `rule` learns (`rule.initialize`) or, with init="kaiming",
-    normal ones with standard deviation sqrt(2 / fan_in). With `pool_gain`, mean pooling is the sum of the window times that.
+    normal ones with standard deviation sqrt(2 / fan_in). With `pool_gain`, mean pooling is the sum of the window times that. With
+    `inhibition`, the neurons of the last part inhibit each other (`InhibitedNode`).
 
     `input_shape` is that of a sample, `(C, H, W)` or `(F,)`: the network takes `rule.encode(x, T)` of `x[N, *input_shape]`.
     With `classes`, a network that does not end in so many neurons is refused. The modules are named by their place in
@@ -117,7 +119,7 @@ def network(
             net.add_module(f"{part.kind}{place}", _over_maps(part, rule, shape[0], pool_gain))
             shape = made
         if part.kind != "pool":
-            net.add_module(f"neuron{place}", _neuron(part, rule, where, f"neuron{place}"))
+            net.add_module(f"neuron{place}", _neuron(part, rule, where, f"neuron{place}", inhibition if place == len(parts) else 0.0))
     functional.set_step_mode(net, "m")
     if rule.capabilities.signal == "times":
         convert(net, rule)
@@ -140,14 +142,21 @@ def _over_maps(part: Part, rule: LearningRule, channels: int, pool_gain: float |
     return made
 
 
-def _neuron(part: Part, rule: LearningRule, where: str, path: str) -> nn.Module:
+def _neuron(part: Part, rule: LearningRule, where: str, path: str, inhibition: float) -> nn.Module:
+    if inhibition and (part.kind != "dense" or rule.capabilities.signal == "times"):
+        reason = "is no dense part" if part.kind != "dense" else f"sends spike times, each once, under {rule.name!r}"
+        raise RuleError(f"{where} {reason}, and has no lateral inhibition; pass inhibition=0")
     if rule.capabilities.signal == "times":  # `convert` fuses whatever neuron stands here with its synapse
         if part.kind == "recurrent":
             raise RuleError(f"{where} is recurrent, but {rule.name!r} sends each spike time forward, once; write {part.text[1:]!r}, or another rule")
         return RuleNode("surrogate")
-    if part.kind == "recurrent":
+    if part.kind == "recurrent" or inhibition:
         check_recurrent(rule, where.rstrip(","))
-    node = RecurrentNode(part.size, rule) if part.kind == "recurrent" else RuleNode(rule)
+    node: RuleNode
+    if inhibition:
+        node = InhibitedNode(part.size, rule, inhibition=inhibition)
+    else:
+        node = RecurrentNode(part.size, rule) if part.kind == "recurrent" else RuleNode(rule)
     node.path = path
     return node
 

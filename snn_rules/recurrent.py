@@ -103,6 +103,27 @@ class RecurrentNode(RuleNode):
         raise RuleError(f"{self._where()}: a recurrent layer runs in step mode 'm'; call functional.set_step_mode(net, 'm')")
 
 
+class InhibitedNode(RecurrentNode):
+    """A `RuleNode` of `features` neurons, each of which inhibits the others one step after its spike: the last layer of ST-RSBP (section 4.1).
+
+    The input of a step is x[t] - inhibition v_threshold (the spikes of the other neurons at t-1). These weights are fixed, and in no
+    `state_dict`. J. H. Lee, T. Delbruck and M. Pfeiffer (Frontiers in Neuroscience 10:508, 2016) give them as a fraction of the threshold;
+    the configurations of ST-RSBP's authors have 1 at thresholds of 15 (Fashion-MNIST) and 5 (MNIST).
+    """
+
+    def __init__(self, features: int, rule: str | LearningRule | None = None, *, inhibition: float = 0.1, **options: Any) -> None:
+        super().__init__(features, rule, **options)
+        if isinstance(inhibition, bool) or not isinstance(inhibition, (int, float)) or not 0 <= inhibition < float("inf"):
+            raise RuleError(f"InhibitedNode: inhibition={inhibition!r} should be a fraction of the threshold, at least 0")
+        self.inhibition = float(inhibition)
+        del self.weight
+        threshold = float(getattr(self.rule, "v_threshold", 1.0))
+        self.register_buffer("weight", inhibition * threshold * (torch.eye(features) - 1), persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, inhibition={self.inhibition:g}"
+
+
 class RuleRecurrentContainer(layer.LinearRecurrentContainer):
     """SpikingJelly's `LinearRecurrentContainer` around a `RuleNode`: `convert` makes one of the other in place.
 

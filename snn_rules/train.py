@@ -25,6 +25,7 @@ from .distributed import ALONE, Alone
 from .memory import peak_memory, reset_peak
 from .neuron import RuleNode
 from .registry import get_rule
+from .regularize import penalty
 from .rule import LearningRule, RuleError
 
 
@@ -148,15 +149,16 @@ class _Trainer:
     def step(self, x: Tensor, y: Tensor, number: int) -> tuple[float, int]:
         """The loss of the batch, and how many of its samples the network has right."""
         config, (mine, share) = self.config, self.team.part(len(y), self.config.reduction)
-        sent, y = self.data.encode(self.rule, x, config.T)[:, mine], y[mine]
+        samples, sent, y = len(y), self.data.encode(self.rule, x, config.T)[:, mine], y[mine]
         with self.team.noise(config.seed, number):
             out = self.shared(sent)
         if config.loss == "count":
             loss = share * count_loss(out, y, config.desired, config.undesired, reduction=config.reduction)
         else:
             loss = share * self.rule.loss(out, y, reduction=config.reduction)
+        cost = penalty(self.net, config)  # of a sample, in no curve
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if cost is None else loss + cost * (samples if config.reduction == "sum" else 1))
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
         self.optimizer.step()
@@ -213,10 +215,8 @@ class _Trainer:
         }
 
     def restore(self, path: Path, state: dict[str, Any]) -> History:
-        was, now = (
-            {**asdict(Config()), "samples held out": 0, **state["identity"]},
-            self.identity(),
-        )  # a setting that is younger than the checkpoint was off
+        young = {**asdict(Config()), "samples held out": 0}  # a setting that is younger than the checkpoint was off
+        was, now = {**young, **state["identity"]}, self.identity()
         compared = [k for k in {**state["identity"], **now} if was.get(k) != now.get(k)]
         differs = [f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in compared]
         if differs:
