@@ -51,7 +51,7 @@ def main(
 @torch.no_grad()
 def seen(rule: LearningRule, data: Data, config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[list[Tensor], float]:
     """For each layer of neurons spike counts `[N, F]`, or spike times; and the accuracy."""
-    made = {"pool_gain": config.get("pool_gain"), "inhibition": config.get("inhibition", 0.0)}
+    made = {"pool_gain": config.get("pool_gain"), "inhibition": config.get("inhibition", 0.0), "thresholds": config.get("thresholds")}
     net = network(config["network"], rule, data.shape, data.classes, **made).eval()
     net.load_state_dict(weights)
     passed: list[list[Tensor]] = []

@@ -172,6 +172,20 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def cross() -> str:
+    """The same network under every rule: the mean of the best epochs, in brackets T, the epochs and the number of seeds."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for r in results():
+        if set(r["changed"]) <= {"T", "epochs"}:  # no ablation
+            about = f"T {r['config']['T']}, {r['epochs']} epochs, {len(r['seeds'])} seed{'s' * (len(r['seeds']) > 1)}"
+            found.setdefault((r["dataset"], r["network"]), {}).setdefault(r["rule"], f"{r['mean']:.2f}{plus(r['std'])} ({about})")
+    shared = {key: cells for key, cells in found.items() if len(cells) > 1}
+    rules = sorted({rule for cells in shared.values() for rule in cells}, key=lambda rule: (rule != "surrogate", rule))
+    lines = [head(f"data | network | {' | '.join(rules)}", 2)]
+    lines += [row(*key, *(cells.get(rule, "-") for rule in rules)) for key, cells in shared.items()]
+    return "\n".join(lines) + "\n"
+
+
 def label(r: Mapping[str, Any]) -> str:
     settings = ", ".join(f"`{key}={value}`" for key, value in r["changed"].items())
     return f"{r['rule']}, {settings}" if settings else str(r["rule"])

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -26,6 +26,7 @@ class Config:
     """How to train. `Config.of(rule)` has the rule's own settings."""
 
     T: int = 10  # time steps a sample
+    bin: int = 1  # steps of a recording that become one
     lr: float = 1e-3  # learning rate
     batch_size: int = 100  # samples a training step
     epochs: int = 10  # walks over the training set
@@ -46,6 +47,7 @@ class Config:
     exp_beta: float = 0.04
     inhibition: float = 0.0  # an output neuron's spike inhibits the others by this fraction of the threshold (ST-RSBP, section 4.1)
     pool_gain: float | None = None  # pooling layers give the sum of their window times this, not its mean
+    thresholds: list[float] | None = None  # `v_threshold` of each layer of neurons, in the place of the rule's
     init: str = "rule"  # of the weights: the rule's own, or "kaiming", normal with deviation sqrt(2 / fan_in)
     schedule: str = "constant"  # of the learning rate over epochs: or "sqrt", lr / sqrt(epoch), or "cosine", to zero
     augment: str = "off"  # of training images, anew in each epoch: "elastic" (Simard et al. 2003), or "crop-flip", as for CIFAR-10
@@ -62,7 +64,7 @@ class Config:
             if not _is(getattr(self, name), hint):
                 wanted = str(getattr(hint, "__name__", hint)).replace("float", "number").replace("int", "whole number").replace("str", "word")
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a {wanted.replace(' | None', ', or left out')}")
-        for name in ("T", "batch_size", "epochs"):
+        for name in ("T", "bin", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a whole number, at least 1")
         if not self.lr > 0 or not math.isfinite(self.lr):
@@ -112,7 +114,7 @@ class Config:
 
 def _is(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that is written beside a setting; a whole number is a number, too."""
-    kinds = get_args(hint) or (hint,)
+    kinds = tuple(get_origin(kind) or kind for kind in get_args(hint) or (hint,))
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) or (float in kinds and isinstance(value, int))

@@ -55,6 +55,14 @@ class Data:
         frames = x[:, :T].transpose(0, 1).float()
         return torch.cat([frames, frames.new_zeros(T - len(frames), *frames.shape[1:])])
 
+    def binned(self, steps: int) -> Data:
+        """Spike trains in coarser time: a step has a spike where there was one in any of `steps` steps."""
+        if steps == 1:
+            return self
+        if not self.temporal:
+            raise RuleError(f"data set {self.name!r}: bin={steps} puts steps of spike trains together, but these are images; leave it out")
+        return replace(self, train_x=_binned(self.train_x, steps), test_x=_binned(self.test_x, steps))
+
     def limit(self, train: int | None) -> Data:
         """The first `train` samples for training, all for the test."""
         if train is not None and train < 1:
@@ -114,6 +122,11 @@ def _idx(name: str, root: Path, download: bool) -> Data:
             shapes = f"{list(images.shape)} beside labels of shape {list(labels.shape)}"
             raise RuleError(f"data set {name!r}: {str(path)!r} holds images of shape {shapes}; fetch the four files again")
     return Data(name, _images(train_x), train_y.long(), _images(test_x), test_y.long(), 10)
+
+
+def _binned(x: Tensor, steps: int) -> Tensor:
+    """`[N, S, *]` to `[N, ceil(S / steps), *]`."""
+    return torch.stack([part.amax(1) for part in torch.split(x, steps, dim=1)], dim=1)
 
 
 def _images(pixels: Tensor) -> Tensor:

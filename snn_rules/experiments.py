@@ -157,7 +157,7 @@ def option(text: str) -> tuple[str, Any]:
 
 def made(rule: LearningRule, samples: data.Data, config: Config) -> nn.Module:
     """The network of a training, its weights drawn anew."""
-    return network(config.network, rule, samples.shape, samples.classes, config.init, config.pool_gain, config.inhibition)
+    return network(config.network, rule, samples.shape, samples.classes, config.init, config.pool_gain, config.inhibition, config.thresholds)
 
 
 def settings(texts: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from spikingjelly.activation_based import functional, layer
@@ -93,10 +93,12 @@ def network(
     init: str = "rule",
     pool_gain: float | None = None,
     inhibition: float = 0.0,
+    thresholds: Sequence[float] | None = None,
 ) -> nn.Sequential:
     """The network, in step mode 'm', with the weights from which `rule` learns (`rule.initialize`) or, with init="kaiming",
     normal ones with standard deviation sqrt(2 / fan_in). With `pool_gain`, mean pooling is the sum of the window times that. With
-    `inhibition`, the neurons of the last part inhibit each other (`InhibitedNode`).
+    `inhibition`, the neurons of the last part inhibit each other (`InhibitedNode`). `thresholds` gives each layer of neurons its own
+    `v_threshold`, in order.
 
     `input_shape` is that of a sample, `(C, H, W)` or `(F,)`: the network takes `rule.encode(x, T)` of `x[N, *input_shape]`.
     With `classes`, a network that does not end in so many neurons is refused. The modules are named by their place in
@@ -105,6 +107,7 @@ def network(
     rule, parts, shape = get_rule(rule), parse(text), tuple(input_shape)
     if classes is not None and (parts[-1].kind not in ("dense", "recurrent") or parts[-1].size != classes):
         raise RuleError(f"network {text!r}: the last part is {parts[-1].text!r}, but the data has {classes} classes; end it with '-{classes}'")
+    neurons = _rules(text, parts, rule, thresholds)
     net = Layers()
     for place, part in enumerate(parts, 1):
         where = f"network {text!r}: part {place}, {part.text!r},"
@@ -119,7 +122,7 @@ def network(
             net.add_module(f"{part.kind}{place}", _over_maps(part, rule, shape[0], pool_gain))
             shape = made
         if part.kind != "pool":
-            net.add_module(f"neuron{place}", _neuron(part, rule, where, f"neuron{place}", inhibition if place == len(parts) else 0.0))
+            net.add_module(f"neuron{place}", _neuron(part, next(neurons), where, f"neuron{place}", inhibition if place == len(parts) else 0.0))
     functional.set_step_mode(net, "m")
     if rule.capabilities.signal == "times":
         convert(net, rule)
@@ -129,6 +132,18 @@ def network(
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
     return net
+
+
+def _rules(text: str, parts: Sequence[Part], rule: LearningRule, thresholds: Sequence[float] | None) -> Iterator[LearningRule]:
+    """The rule of each layer of neurons."""
+    layers = sum(part.kind != "pool" for part in parts)
+    if thresholds is None:
+        return iter([rule] * layers)
+    if len(thresholds) != layers:
+        raise RuleError(f"network {text!r}: thresholds={list(thresholds)} are {len(thresholds)}, for {layers} layers of neurons; give each its own")
+    if rule.capabilities.signal == "times":
+        raise RuleError(f"network {text!r}: thresholds={list(thresholds)}, but {rule.name!r} has one for all layers in this mode; leave them out")
+    return iter([get_rule(rule, v_threshold=value) for value in thresholds])
 
 
 def _over_maps(part: Part, rule: LearningRule, channels: int, pool_gain: float | None) -> nn.Module:

@@ -100,7 +100,7 @@ def fit(
 
 class _Trainer:
     def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config, team: Alone):
-        self.net, self.rule, self.data, self.config, self.team = net.to(config.device), rule, data, config, team
+        self.net, self.rule, self.data, self.config, self.team = net.to(config.device), rule, data.binned(config.bin), config, team
         self.shared = team.wrap(net)  # the same network, its gradients those of all processes
         self.scaled = config.normalize and not data.temporal
         self.mean = float(data.train_x.mean()) if config.mean is None and self.scaled else config.mean or 0.0

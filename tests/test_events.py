@@ -135,6 +135,23 @@ def test_spike_trains_are_their_own_code(tmp_path: Path) -> None:
         found.encode(get_rule("stdbp", mode="event"), found.test_x, 1)
 
 
+def test_coarser_time() -> None:
+    spikes = torch.zeros(2, 5, 3, dtype=torch.uint8)
+    spikes[0, [0, 1, 4], [0, 0, 2]] = 1
+    spikes[1, 3, 1] = 1
+    fine = data.Data("ear", spikes, torch.tensor([0, 1]), spikes[1:], torch.tensor([1]), 2, temporal=True)
+    coarse = fine.binned(2)
+    assert coarse.train_x.tolist() == [[[1, 0, 0], [0, 0, 0], [0, 0, 1]], [[0, 0, 0], [0, 1, 0], [0, 0, 0]]] and fine.binned(1) is fine
+    assert torch.equal(coarse.test_x, coarse.train_x[1:]) and coarse.train_x.dtype == torch.uint8
+    with pytest.raises(RuleError, match="'digits': bin=2 puts steps of spike trains together, but these are images; leave it out"):
+        data.load("digits").binned(2)
+    rule, seen = get_rule("tssl"), []
+    net = network("4-2", rule, fine.shape, 2)
+    net.register_forward_pre_hook(lambda _, x: seen.append(x[0][:, 0].flatten(1)))
+    fit(net, rule, fine, Config.of(rule, epochs=1, batch_size=2, bin=2, T=3))
+    assert seen[0].shape == (3, 3) and seen[-1].tolist() == coarse.test_x[0].tolist()
+
+
 def test_training_on_recordings(tmp_path: Path) -> None:
     write_nmnist(tmp_path)
     found, rule = data.load("nmnist", tmp_path), get_rule("tssl")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import snn_rules
+from snn_rules import RuleError, get_rule
 from snn_rules.network import network, parse
 
 RULES = ("surrogate", "tssl", "strsbp", "stdbp")
@@ -91,3 +92,39 @@ def test_a_rule_that_cannot_train_recurrent_weights_is_refused() -> None:
     rule = snn_rules.get_rule("tssl", warmup="layer")  # two sweeps, and no mathematics of its own for recurrence
     with pytest.raises(snn_rules.RuleError, match="network 'R5-10': part 1, 'R5': rule 'tssl' cannot train recurrent weights"):
         network("R5-10", rule, (4,))
+
+
+def test_a_threshold_for_each_layer() -> None:
+    (net := network("5C3-P2-R8-10", "strsbp", (1, 6, 6), thresholds=[20, 10, 15.0])).eval()
+    assert [net.neuron1.rule.v_threshold, net.neuron3.rule.v_threshold, net.neuron4.rule.v_threshold] == [20, 10, 15]
+    assert net.dense4.weight.abs().max().item() == pytest.approx(1.5 * 15 / 8**0.5, rel=0.1)  # what the rule makes of its own layer
+    with pytest.raises(RuleError, match=r"network '8-10': thresholds=\[1\] are 1, for 2 layers of neurons; give each its own"):
+        network("8-10", "strsbp", (4,), thresholds=[1])
+    with pytest.raises(RuleError, match=r"thresholds=\[1, 2\], but 'stdbp' has one for all layers in this mode; leave them out"):
+        network("8-10", get_rule("stdbp", mode="event"), (4,), thresholds=[1, 2])
+
+
+def test_pooling_by_sums() -> None:
+    net, x = network("2C3-P2-10", "tssl", (1, 6, 6), pool_gain=1.1), torch.rand(5, 3, 2, 4, 4)
+    torch.testing.assert_close(net.pool2(x), 1.1 * x.unfold(3, 2, 2).unfold(4, 2, 2).sum((-2, -1)))
+    assert type(network("2C3-P2-10", "stdbp", (1, 6, 6), pool_gain=1.1).pool2).__name__ == "MaxPool2d"  # the rule pools by the maximum
+
+
+@pytest.mark.parametrize("text", ["12-10", "3C3-P2-10", "R12-10"])
+def test_a_static_input_crosses_the_first_layers_once(text: str) -> None:
+    torch.manual_seed(0)
+    net = network(text, "surrogate", (1, 6, 6)).double()
+    for weight in net.parameters():
+        weight.data = weight.abs() * 2  # all fire
+    x = torch.rand(4, 1, 6, 6, dtype=torch.double).expand(5, 4, 1, 6, 6)
+    passed: list[int] = []
+    net[0].register_forward_hook(lambda _, args, out: passed.append(len(out)))
+    out = net(x)
+    (out * torch.arange(5.0).view(5, 1, 1)).sum().backward()
+    gradients = [weight.grad for weight in net.parameters()]
+    net.zero_grad(), [module.reset() for module in net if hasattr(module, "reset")]
+    again = net(x.contiguous())
+    (again * torch.arange(5.0).view(5, 1, 1)).sum().backward()
+    assert passed == [1, 5] and out.sum() > 0 and torch.equal(out, again)
+    for before, weight in zip(gradients, net.parameters(), strict=True):
+        torch.testing.assert_close(before, weight.grad)
