@@ -75,7 +75,7 @@ def test_the_recipes_of_the_project(name: str) -> None:
     assert name == f"{recipe.rule}/{recipe.dataset}-{recipe.network.rpartition('-')[0]}" and parse(recipe.network)[-1].size == 10
     assert {"epochs", "batch_size", "lr", "schedule"} <= set(recipe.train) and (not recipe.paper or recipe.paper["source"])
     shape = {"nmnist": (2, 34, 34), "spoken-digits": (78,)}.get(recipe.dataset, (1, 28, 28))
-    network(recipe.network, rule, shape, 10, config.init, config.pool_gain, config.thresholds)
+    network(recipe.network, rule, shape, 10, config.init, config.pool_gain, thresholds=config.thresholds)
     text = (ROOT / "benchmarks" / "recipes" / f"{name}.toml").read_text()
     tables = text.partition("[train]")[2].partition("[paper]")[0]
     assert "all ours" in tables or all("#" in line or line.startswith("std =") for line in tables.splitlines() if "=" in line)  # where it is from
