@@ -215,10 +215,8 @@ class _Trainer:
         }
 
     def restore(self, path: Path, state: dict[str, Any]) -> History:
-        young = {**asdict(Config()), "samples held out": 0}  # a setting that is younger than the checkpoint was off
-        was, now = {**young, **state["identity"]}, self.identity()
-        compared = [k for k in {**state["identity"], **now} if was.get(k) != now.get(k)]
-        differs = [f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in compared]
+        was, now = state["identity"], self.identity()
+        differs = [f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in {**was, **now} if was.get(k) != now.get(k)]
         if differs:
             raise RuleError(f"checkpoint {str(path)!r} is of another training: {'; '.join(differs)}; pass the same settings, or another --out")
         try:

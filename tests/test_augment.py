@@ -101,19 +101,6 @@ def test_a_broken_training_goes_on_to_the_bit(name: str, tmp_path: Path) -> None
     assert resumed == losses and torch.equal(weight, whole) and losses != train("off")[1]
 
 
-def test_a_checkpoint_that_is_older_than_a_setting(tmp_path: Path) -> None:
-    whole, losses = train("off")
-    train("off", tmp_path, epochs=1)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    for name in ("augment", "rotation"):
-        del state["identity"][name], state["config"][name]
-    torch.save(state, tmp_path / "checkpoint.pt")
-    with pytest.raises(RuleError, match=r"of another training: .*augment .off. there, 'crop-flip' here; pass"):
-        train("crop-flip", tmp_path, resume=True, data=FEW)
-    weight, resumed = train("off", tmp_path, resume=True)
-    assert resumed == losses and torch.equal(weight, whole)
-
-
 def flat(data: Data, temporal: bool) -> Data:
     shape = (5, 1, 8, 8) if temporal else (64,)
     return replace(data, train_x=torch.zeros(40, *shape), test_x=torch.zeros(30, *shape), temporal=temporal)
