@@ -15,6 +15,7 @@ _PUBLIC = {
     "LearningRule": "rule",
     "Lens": "lens",
     "RecurrentNode": "recurrent",
+    "Reservoir": "reservoir",
     "RuleError": "rule",
     "RuleInfo": "registry",
     "RuleNode": "neuron",
@@ -39,6 +40,7 @@ __all__ = [
     "LearningRule",
     "Lens",
     "RecurrentNode",
+    "Reservoir",
     "RuleError",
     "RuleInfo",
     "RuleNode",
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from .neuron import RuleNode
     from .recurrent import InhibitedNode, RecurrentNode
     from .registry import RuleInfo, get_rule, register, rules
+    from .reservoir import Reservoir
     from .rule import Capabilities, LearningRule, RuleError, parameter, sweep
     from .stock import plain
 

@@ -63,7 +63,8 @@ class Activity:
         self._spikes[path] += spikes
         self._places[path] += out.numel()
         if isinstance(node, RecurrentNode):
-            self._operations[path] += spikes * out.shape[-1]
+            reach = node.wiring().detach().count_nonzero(0).to(out.dtype)  # neurons that each reaches
+            self._operations[path] += float((out.flatten(0, -2).sum(0) * reach).sum())
 
     def arrived(self, path: str, synapse: nn.Linear | nn.Conv2d, x: Tensor) -> None:
         reach = synapse.weight.numel() / x.shape[-1 if isinstance(synapse, nn.Linear) else -3]

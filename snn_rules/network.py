@@ -4,8 +4,10 @@ The input is not written down; each part is a layer:
 
     400      fully connected, 400 neurons
     R400     fully connected, 400 neurons that also hear each other, one step later
+    R5x5x16  the same, but each hears a few that are near it on a grid of 5 x 5 x 16 (`Reservoir`, the recurrent layer of ST-RSBP)
     15C5     convolution, 15 channels, kernel 5 x 5, stride 1; "15C5p2" pads the image with 2 zeros on each side
     P2       pooling over 2 x 2 windows: the mean or the maximum, as suits the rule
+    D0.2     dropout of a fifth, in training: the same neurons at all steps of a sample (TSSL-BP's networks for CIFAR-10)
 
 No layer has a bias. Feature maps are flattened where a fully connected layer follows them.
 """
@@ -24,10 +26,15 @@ from .conversion import convert
 from .neuron import RuleNode
 from .recurrent import InhibitedNode, RecurrentNode, check_recurrent
 from .registry import get_rule
+from .reservoir import Reservoir
 from .rule import LearningRule, RuleError
 
-_PART = re.compile(r"(?P<recurrent>R)?(?P<dense>\d+)|(?P<channels>\d+)C(?P<kernel>\d+)(?:p(?P<padding>\d+))?|P(?P<pool>\d+)", re.ASCII)
-_UNDERSTOOD = "write layers joined by '-', such as 400, R400 (recurrent), 15C5 or 15C5p1 (convolution), P2 (pooling)"
+_PART = re.compile(
+    r"(?P<recurrent>R)?(?P<dense>\d+)|R(?P<grid>\d+x\d+x\d+)|(?P<channels>\d+)C(?P<kernel>\d+)(?:p(?P<padding>\d+))?"
+    r"|P(?P<pool>\d+)|D(?P<rate>0?\.\d+)",
+    re.ASCII,
+)
+_UNDERSTOOD = "write layers joined by '-', such as 400, R400 or R5x5x16 (recurrent), 15C5 or 15C5p1 (convolution), P2 (pooling), D0.2 (dropout)"
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,12 @@ class Part:
     """One part of a network string, and what it makes of its input."""
 
     text: str
-    kind: str  # "dense", "recurrent", "conv" or "pool"
+    kind: str  # "dense", "recurrent", "conv", "pool" or "dropout"
     size: int  # neurons, channels, or the window of a pooling layer
     kernel: int = 0
     padding: int = 0
+    grid: tuple[int, ...] = ()  # of a recurrent part that is wired by distance
+    rate: float = 0.0  # of dropout
 
 
 def parse(text: str) -> tuple[Part, ...]:
@@ -50,6 +59,11 @@ def parse(text: str) -> tuple[Part, ...]:
             raise RuleError(f"network {text!r}: {word!r} is no layer; {_UNDERSTOOD}")
         if found["dense"]:
             part = Part(word, "recurrent" if found["recurrent"] else "dense", int(found["dense"]))
+        elif found["grid"]:
+            grid = tuple(map(int, found["grid"].split("x")))
+            part = Part(word, "recurrent", math.prod(grid), grid=grid)
+        elif found["rate"]:
+            part = Part(word, "dropout", 1, rate=float(found["rate"]))
         elif found["channels"]:
             part = Part(word, "conv", int(found["channels"]), int(found["kernel"]), int(found["padding"] or 0))
         else:
@@ -117,11 +131,13 @@ def network(
                 shape = (math.prod(shape),)
             net.add_module(f"dense{place}", layer.Linear(shape[0], part.size, bias=False))
             shape = (part.size,)
+        elif part.kind == "dropout":
+            net.add_module(f"dropout{place}", layer.Dropout(part.rate))
         else:
             made = _maps(part, shape, where)
             net.add_module(f"{part.kind}{place}", _over_maps(part, rule, shape[0], pool_gain))
             shape = made
-        if part.kind != "pool":
+        if part.kind not in ("pool", "dropout"):
             net.add_module(f"neuron{place}", _neuron(part, next(neurons), where, f"neuron{place}", inhibition if place == len(parts) else 0.0))
     functional.set_step_mode(net, "m")
     if rule.capabilities.signal == "times":
@@ -136,7 +152,7 @@ def network(
 
 def _rules(text: str, parts: Sequence[Part], rule: LearningRule, thresholds: Sequence[float] | None) -> Iterator[LearningRule]:
     """The rule of each layer of neurons."""
-    layers = sum(part.kind != "pool" for part in parts)
+    layers = sum(part.kind not in ("pool", "dropout") for part in parts)
     if thresholds is None:
         return iter([rule] * layers)
     if len(thresholds) != layers:
@@ -163,13 +179,15 @@ def _neuron(part: Part, rule: LearningRule, where: str, path: str, inhibition: f
         raise RuleError(f"{where} {reason}, and has no lateral inhibition; pass inhibition=0")
     if rule.capabilities.signal == "times":  # `convert` fuses whatever neuron stands here with its synapse
         if part.kind == "recurrent":
-            raise RuleError(f"{where} is recurrent, but {rule.name!r} sends each spike time forward, once; write {part.text[1:]!r}, or another rule")
+            raise RuleError(f"{where} is recurrent, but {rule.name!r} sends each spike time forward, once; write '{part.size}', or another rule")
         return RuleNode("surrogate")
     if part.kind == "recurrent" or inhibition:
         check_recurrent(rule, where.rstrip(","))
     node: RuleNode
     if inhibition:
         node = InhibitedNode(part.size, rule, inhibition=inhibition)
+    elif part.grid:
+        node = Reservoir(part.grid, rule)
     else:
         node = RecurrentNode(part.size, rule) if part.kind == "recurrent" else RuleNode(rule)
     node.path = path

@@ -86,8 +86,12 @@ class RecurrentNode(RuleNode):
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(x_seq, Tensor) and x_seq.shape[-1:] != (self.features,):
             raise RuleError(f"{self._where()}: the input has shape {list(x_seq.shape)}; pass [T, N, {self.features}]")
-        spikes, self.y = run_recurrent(self, x_seq, self.weight, self.y)
+        spikes, self.y = run_recurrent(self, x_seq, self.wiring(), self.y)
         return spikes
+
+    def wiring(self) -> Tensor:
+        """The weights from the neuron of the column to that of the row."""
+        return self.weight
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
