@@ -59,7 +59,7 @@ def medians(runs: dict[str, Callable[[], object]], between: Callable[[], object]
 def kernels_of(node: snn_rules.RuleNode, x: torch.Tensor, g: torch.Tensor) -> Callable[[], object]:
     """The compiled functions, on the tensors that the node gave them."""
     seen: list[tuple[int, dict[str, torch.Tensor | None], int, int]] = []
-    loaded = compiled.kernels(node.rule, len(x), double=False)
+    loaded = compiled.kernels(node.rule, len(x), dtype=torch.float32)
     whole = compiled.Kernels.__call__
 
     def recording(self: compiled.Kernels, index: int, tensors: dict[str, torch.Tensor | None], T: int, M: int) -> int:

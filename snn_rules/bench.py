@@ -98,7 +98,7 @@ def one_neuron(who: str, shape: Sequence[int], repeats: int) -> dict[str, float]
 
 def _kernels(rule: LearningRule, T: int, M: int) -> list[tuple[str, Callable[[], object], int]]:
     """(name, call, values moved) of each kernel, over `T` steps of `M` neurons."""
-    run = compiled.kernels(rule, T, False)
+    run = compiled.kernels(rule, T, torch.float32)
     x, g, out = torch.randn(T, M), torch.randn(T, M), torch.empty(T, M)
     after = {pointer: torch.empty(M) for pointer in run.program.outs}
     made: list[tuple[str, Callable[[], object], int]] = []
@@ -141,7 +141,7 @@ def starts(rules: Sequence[str], T: int = 100) -> Iterator[dict[str, Any]]:
                 for when in ("cold", "warm"):
                     plans._program.cache_clear()
                     rule, begun = rule_of(name), time.perf_counter()
-                    made = compiled.Kernels(plans.program(rule, T), False, None)
+                    made = compiled.Kernels(plans.program(rule, T), torch.float32, None)
                     taken[when] = 1e3 * (time.perf_counter() - begun)
             finally:
                 os.environ.pop("SNN_RULES_CACHE_DIR")

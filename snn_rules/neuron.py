@@ -15,6 +15,7 @@ from torch import Tensor
 from .kernels import ops
 from .kernels.autograd import Job, Report, run
 from .kernels.eager import Eager, State
+from .kernels.eager import state_dtype as _state_dtype
 from .kernels.transforms import Layer
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError, warn_once
@@ -141,23 +142,23 @@ class RuleNode(neuron.BaseNode):
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
     def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, State]:
-        record, dtype = "v" if self.store_v_seq else None, x.dtype
+        record = "v" if self.store_v_seq else None
         job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._after_backward, record)
-        spikes = run(job, x if dtype is torch.float32 else x.to(_state_dtype(x)))
+        spikes = run(job, x)
         if not job.finite:
             self._check_finite(x, job.state)
         if self.store_v_seq:
             self.v_seq = torch.stack(job.recorded)
-        return spikes if dtype is torch.float32 else spikes.to(dtype), job.state
+        return spikes, job.state
 
     def _compiled_forward(self, x: Tensor) -> Tensor:
         """As one operator, inside `torch.compile`; see `kernels.ops`."""
         if self.store_v_seq:
             raise RuleError(f"{self._where()}: store_v_seq=True records nothing inside torch.compile; set it to False, or leave the neuron out")
-        spikes, *after = torch.ops.snn_rules.layer(x.to(_state_dtype(x)), self._tensors(x), self._key)
+        spikes, *after = torch.ops.snn_rules.layer(x, self._tensors(x), self._key)
         for name, value in zip(self._memories, after, strict=True):
             self._memories[name] = value.detach()
-        return spikes.to(x.dtype)  # type: ignore[no-any-return]
+        return spikes  # type: ignore[no-any-return]
 
     def _tensors(self, x: Tensor) -> list[Tensor]:
         """The states to start from, all as tensors."""
@@ -245,10 +246,6 @@ def warn_zero_gradient(where: str, rule: str) -> None:
 def _in_backward() -> bool:
     """A layer runs in a backward pass where it was checkpointed: it runs a second time, and its state has been counted."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
 def _configure(rule: str | LearningRule, options: Mapping[str, Any]) -> tuple[LearningRule, float | None]:

@@ -10,8 +10,9 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from .kernels.autograd import Job, run
+from .kernels.eager import state_dtype
 from .kernels.transforms import refuse
-from .neuron import RuleNode, _in_backward, _state_dtype
+from .neuron import RuleNode, _in_backward
 from .rule import LearningRule, RuleError
 
 
@@ -31,7 +32,7 @@ def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: 
 
 
 def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    dtype = _state_dtype(x)
+    dtype = state_dtype(x)
     if torch._C._are_functorch_transforms_active():
         raise refuse(node._where(), "recurrent layers")
     given = tuple(node._memories.values())

@@ -70,12 +70,12 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(name: str) 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_variants_compile_without_spills(name: str, options: dict[str, Any]) -> None:
-    for row in proof.resources(rule_of(name, options), archs=[80]) + proof.resources(rule_of(name, options), archs=[90], double=True):
+    for row in proof.resources(rule_of(name, options), archs=[80]) + proof.resources(rule_of(name, options), archs=[90], dtype=torch.float64):
         assert row.compiled and not row.spills, row
 
 
 def test_source_has_no_include_and_wide_indices() -> None:
-    source = cuda.source(for_gpu(program(rule_of("strsbp", {}), 23)), double=False)
+    source = cuda.source(for_gpu(program(rule_of("strsbp", {}), 23)), torch.float32)
     assert "#include" not in source
     assert "(N)blockIdx.x * blockDim.x" in source
     assert " int " not in source.replace("typedef int I", "")
@@ -232,7 +232,7 @@ def test_what_cupy_cannot_do_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch
     launch.forget()
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(launch.NoCupy, match=r"cannot be imported .*pip install 'snn-rules\[cuda1\d\]'"):
-        launch.kernels(rule, 5, False, device)
+        launch.kernels(rule, 5, torch.float32, device)
 
     def old_driver(index: Any) -> None:
         raise RuntimeError("cudaErrorInsufficientDriver\nand more")
@@ -240,7 +240,7 @@ def test_what_cupy_cannot_do_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch
     launch.forget()
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(Device=old_driver)))
     with pytest.raises(launch.NoCupy, match=r"cannot load the kernels of 'surrogate' \(cudaErrorInsufficientDriver\); see snn-rules doctor"):
-        launch.kernels(rule, 5, False, device)
+        launch.kernels(rule, 5, torch.float32, device)
 
 
 def test_a_tensor_that_a_kernel_would_misread_is_refused() -> None:
@@ -271,9 +271,9 @@ def test_a_cuda_tensor_finds_its_executor(monkeypatch: pytest.MonkeyPatch) -> No
 def run_broken(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     whole = cuda.source
 
-    def broken(kernels: Any, double: bool) -> str:
-        assert old in whole(kernels, double)
-        return whole(kernels, double).replace(old, new)
+    def broken(kernels: Any, dtype: torch.dtype) -> str:
+        assert old in whole(kernels, dtype)
+        return whole(kernels, dtype).replace(old, new)
 
     monkeypatch.setattr(cuda, "source", broken)
     check(rule_of("tssl", {}), shape=(5, 600), warm=False)

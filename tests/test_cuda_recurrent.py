@@ -84,7 +84,7 @@ def test_no_neurons() -> None:
 
 @pytest.mark.parametrize("name", ["surrogate", "tssl", "strsbp", "stdbp"])
 def test_source_has_wide_indices(name: str) -> None:
-    source = cuda.source(for_gpu(program(snn_rules.get_rule(name), 23, recurrent=True)), double=False)
+    source = cuda.source(for_gpu(program(snn_rules.get_rule(name), 23, recurrent=True)), torch.float32)
     assert "#include" not in source and " int " not in source.replace("typedef int I", "")
 
 
@@ -101,9 +101,9 @@ def test_source_has_wide_indices(name: str) -> None:
 def test_broken_kernels_are_caught(monkeypatch: pytest.MonkeyPatch, old: str, new: str, says: str) -> None:
     whole = cuda.source
 
-    def broken(kernels: Any, double: bool) -> str:
-        assert old in whole(kernels, double)
-        return whole(kernels, double).replace(old, new)
+    def broken(kernels: Any, dtype: torch.dtype) -> str:
+        assert old in whole(kernels, dtype)
+        return whole(kernels, dtype).replace(old, new)
 
     monkeypatch.setattr(cuda, "source", broken)
     with pytest.raises((MemoryFault, ptx.PtxError), match=says):

@@ -89,7 +89,7 @@ def test_many_neurons_in_parallel(name, options):
 def test_long_trains_are_walked_back_in_parts(name, options, monkeypatch):
     monkeypatch.setattr(chunks, "_WHOLE", 1)  # so that 150 steps are long
     rule = snn_rules.get_rule(name, **options)
-    made = Kernels(program(rule, 150), True, None)
+    made = Kernels(program(rule, 150), torch.float64, None)
     monkeypatch.setattr(Compiled, "load", lambda self, rule, x: made)
     for shape in ((19,), (3, 600)):
         compare(rule, *signal(rule, 150, shape, torch.float64))

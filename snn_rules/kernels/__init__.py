@@ -9,7 +9,6 @@ import os
 import warnings
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from ..rule import LearningRule, RuleError
@@ -29,11 +28,11 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
         return _eager("SNN_RULES_EXECUTOR=eager")
     try:
         if x.is_cpu:
-            kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
+            kernels(rule, x.shape[0], x.dtype, recurrent)
             return _compiled
         if not x.is_cuda:
             return _eager(f"there are no kernels for {x.device.type}")
-        launch.kernels(rule, x.shape[0], x.dtype == torch.float64, x.device, recurrent)
+        launch.kernels(rule, x.shape[0], x.dtype, x.device, recurrent)
         return _launched
     except (NoCompiler, launch.NoCupy, RuleError) as cause:
         _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..rule import LearningRule
 from . import executor
-from .eager import Eager, State, Tape
+from .eager import Eager, State, Tape, state_dtype
 
 _NONE = Eager()  # in the place of an executor until `run` has chosen one
 
@@ -63,6 +63,8 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     Afterwards `job.state` is the state after the last step, detached.
     """
     job.run_by = executor(job.rule, x, recurrent=weight is not None)
+    if (dtype := x.dtype) is not (inside := state_dtype(x)) and not (job.run_by.converts and weight is None and job.record in (None, "v")):
+        return run(job, x.to(inside), weight, x_weights).to(dtype)
     recurrent: tuple[Tensor | None, ...] = ()
     if weight is None:
         learns = x.requires_grad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .emit import kind_of
+
 
 def each(body: str) -> str:
     return f"  for (int c = 0; c < NC; ++c) {{\n    const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;\n{body}  }}\n"
@@ -13,9 +15,9 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
     With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
     """
     whole = _WHOLE // max(scratch, 1)
-    unpack = "\n".join(f"  R* const p_{n} = (R*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
+    unpack = "\n".join(f"  {(kind := kind_of(n))}* const p_{n} = ({kind}*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
     large = next((k for k, n in enumerate(pointers) if n in ("s", "dx")), None)
-    stream = "false" if large is None else f"T * M * (int64_t)sizeof(R) >= {_LARGE} && M % L == 0 && ((uintptr_t)p[{large}] & 63) == 0"
+    stream = "false" if large is None else f"T * M * (int64_t)sizeof(H) >= {_LARGE} && M % L == 0 && ((uintptr_t)p[{large}] & 63) == 0"
     choose, allocate, count, held = "  int64_t width = WIDE;\n", "    V* sc = nullptr;\n", "const int NC", "V* sc"
     if scratch:  # of a part of the train, and a mark for each part, a neuron
         choose = f"""  const int64_t length = T <= {whole} ? T : PART, size = (length + TB) * {scratch} + (T / PART + 1) * {states};

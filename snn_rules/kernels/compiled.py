@@ -25,10 +25,10 @@ PARALLEL = 65536  # neuron-steps below which a second thread costs more than it 
 class Kernels:
     """The compiled kernels of a rule for one dtype."""
 
-    def __init__(self, plan: Program, double: bool, steps: int | None):
+    def __init__(self, plan: Program, dtype: torch.dtype, steps: int | None):
         self.program = plan
         sources = for_cpu(plan, steps)
-        library = build(prelude(double) + "".join(source.text for source in sources))
+        library = build(prelude(dtype) + "".join(source.text for source in sources))
         self._run = []
         for source in sources:
             function = getattr(library, source.name)
@@ -56,18 +56,18 @@ class Kernels:
 
 
 _made = lru_cache(maxsize=512)(Kernels)
-_found: dict[tuple[int, int, bool, bool], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than small kernels
+_found: dict[tuple[int, int, torch.dtype, bool], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than small kernels
 
 
-def kernels(rule: LearningRule, T: int, double: bool, recurrent: bool = False) -> Kernels:
+def kernels(rule: LearningRule, T: int, dtype: torch.dtype, recurrent: bool = False) -> Kernels:
     """The kernels of a rule for trains of `T` steps: short trains and rules with a `between` have kernels of their own."""
-    found = _found.get((id(rule), T, double, recurrent))
+    found = _found.get((id(rule), T, dtype, recurrent))
     if found is None:
         if len(_found) >= 4096:
             _found.clear()
         plan = program(rule, T, recurrent)
         steps = T if T <= UNROLLED and (plan.coupled or not recurrent) else None
-        found = _found[id(rule), T, double, recurrent] = rule, _made(plan, double, steps)
+        found = _found[id(rule), T, dtype, recurrent] = rule, _made(plan, dtype, steps)
     return found[1]
 
 
@@ -78,7 +78,7 @@ class Compiled(ByKernels):
     why = "a C++ compiler is installed"
 
     def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Kernels:
-        return kernels(rule, x.shape[0], x.dtype == torch.float64, recurrent)
+        return kernels(rule, x.shape[0], x.dtype, recurrent)
 
     def like(self, x: Tensor) -> Tensor:
         return like(x)

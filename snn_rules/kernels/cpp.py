@@ -215,7 +215,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     first += [f"C_{n}[c] = K({constant(value)});" for n, value in walk.start.items()]
     first += [f"A::put(p_c_{n} + j, {value}, n);" for n, value in given_on.items()]
     if delay and puts:  # the last inputs never arrive
-        first.append(f"for (int64_t t = T < {delay} ? 0 : T - {delay}; t < T; ++t) A::put(p_dx + t * M + j, K(0), n);")
+        first.append(f"for (int64_t t = T < {delay} ? 0 : T - {delay}; t < T; ++t) A::out(p_dx + t * M + j, K(0), n);")
     setup += each(given + indent("\n".join(first), 6) + "\n")
     scale = "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
     load = " ".join([*(f"const {kind} {n} = H_{n}[c];" for n, kind in held.items()), *(f"V k_{n} = C_{n}[c];" for n in walk.start)])

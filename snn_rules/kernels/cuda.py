@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .emit import Lines, constant
+import torch
+
+from .emit import Lines, constant, kind_of
 from .graph import BOOLEAN, Node, order
-from .prelude import DOUBLE, FLOAT, exponential
+from .prelude import DOUBLE, FLOAT, HALF, exponential
 from .program import Program, Stage
 
 BLOCK = 256
@@ -31,7 +33,21 @@ typedef bool B;
 [[maybe_unused]] static __device__ __forceinline__ V fma_(V a, V b, V c) {{ return {fused}; }}
 [[maybe_unused]] static __device__ __forceinline__ V scale_(V k) {{ return {as_real}({as_integer}(k) << {mantissa}); }}
 {exp}
+{outside}
 """
+
+# a half in memory, a float wherever its value is used
+OUTSIDE = """\
+typedef unsigned Bits;
+#define N(c) ((Bits)(c))
+static __device__ __forceinline__ V real_(Bits b) { return __uint_as_float(b); }
+static __device__ __forceinline__ Bits bits_(V v) { return __float_as_uint(v); }
+%s
+struct H {
+  unsigned short held;
+  __device__ __forceinline__ operator R() const { return widen_(held); }
+  __device__ __forceinline__ void operator=(R v) { held = narrow_(v); }
+};"""
 
 
 @dataclass(frozen=True)
@@ -49,17 +65,20 @@ class Kernel:
     @property
     def parameters(self) -> tuple[tuple[str, str], ...]:
         """(C type, name) of each."""
-        kinds = {"const R*": self.reads, "R*": self.writes, "const N*": self.integers, "N": self.sizes}
-        return tuple((kind, name) for kind, names in kinds.items() for name in names)
+        made = [*((f"const {kind_of(n)}*", n) for n in self.reads), *((f"{kind_of(n)}*", n) for n in self.writes)]
+        return (*made, *(("const N*", n) for n in self.integers), *(("N", n) for n in self.sizes))
 
 
-def prelude(double: bool) -> str:
-    values: dict[str, Any] = dict(DOUBLE if double else FLOAT)
-    if double:
+def prelude(dtype: torch.dtype) -> str:
+    """For tensors of `dtype`: in half precision, the state is float32."""
+    values: dict[str, Any] = dict(DOUBLE if dtype == torch.float64 else FLOAT)
+    if dtype == torch.float64:
         values.update(as_real="__longlong_as_double", as_integer="__double_as_longlong", fused="a * b + c")
     else:
         values.update(as_real="__int_as_float", as_integer="__float_as_int", fused="__fmaf_rn(a, b, c)")
-    return PRELUDE.format(**values, exp=exponential(values, "[[maybe_unused]] static __device__ __forceinline__"))
+    qualifiers = "[[maybe_unused]] static __device__ __forceinline__"
+    outside = OUTSIDE % HALF[dtype].format(qualifiers=qualifiers) if dtype in HALF else "typedef R H;"
+    return PRELUDE.format(**values, exp=exponential(values, qualifiers), outside=outside)
 
 
 def kernels(program: Program) -> tuple[Kernel, ...]:
@@ -67,9 +86,9 @@ def kernels(program: Program) -> tuple[Kernel, ...]:
     return (_forward(program), *(backward(program, k) for k in range(len(program.stages))))
 
 
-def source(kernels: Iterable[Kernel], double: bool) -> str:
+def source(kernels: Iterable[Kernel], dtype: torch.dtype) -> str:
     """The whole translation unit."""
-    return prelude(double) + "".join(kernel.text for kernel in kernels)
+    return prelude(dtype) + "".join(kernel.text for kernel in kernels)
 
 
 # ---- the walk through the steps --------------------------------------------------------------------------------------

@@ -18,6 +18,11 @@ State = dict[str, Tensor]
 Layout = tuple[dict[str, int], tuple[str, ...], Any]  # of a tape: values of each step, values of each neuron, its kernels
 
 
+def state_dtype(x: Tensor) -> torch.dtype:
+    """In which a neuron computes, given its input."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
 @dataclass(slots=True)
 class Tape:
     """What the backward pass needs: values of each step (lists over time) and values of each neuron."""
@@ -42,6 +47,7 @@ class Eager:
     """Torch operations, step by step; `unbind` keeps them O(T)."""
 
     name = "eager torch"
+    converts = False  # half-precision input and output, inside
     derives = False  # autograd walks back through the steps of a rule without sweeps
     why = "the reference: torch operations, one time step after another"
 

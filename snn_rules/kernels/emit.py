@@ -77,6 +77,11 @@ def constant(value: float) -> str:
     return {"inf": "INFINITY", "-inf": "-INFINITY"}.get(repr(value), repr(value))
 
 
+def kind_of(pointer: str) -> str:
+    """The type of an array's values: `H`, of what layers hand to each other, or `R`, of the state."""
+    return "H" if pointer in ("x", "s", "g", "dx") else "R"
+
+
 def leaves(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[tuple[str, str]]:
     """The (kind, name) of the leaves below the roots, not looking below the nodes in `cut`."""
     hidden, seen, found = {id(n) for n in cut}, set[int](), list[tuple[str, str]]()
@@ -95,4 +100,4 @@ def leaves(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[tuple[str, s
     return found
 
 
-__all__ = ["Lines", "constant", "leaves", "order"]
+__all__ = ["Lines", "constant", "kind_of", "leaves", "order"]

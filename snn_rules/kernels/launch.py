@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..rule import LearningRule, RuleError
 from . import cuda
+from .eager import state_dtype
 from .program import Program, program
 from .steps import for_gpu
 from .trains import ByKernels
@@ -41,7 +42,7 @@ def pack(kernel: cuda.Kernel, tensors: dict[str, Tensor | None], sizes: dict[str
     packed, x = list[np.generic](), next(tensor for tensor in tensors.values() if tensor is not None)
     for kind, name in kernel.parameters:
         tensor = tensors.get(name)
-        dtype = torch.int64 if kind == "const N*" else x.dtype
+        dtype = torch.int64 if kind == "const N*" else x.dtype if "H" in kind else state_dtype(x)
         if kind == "N":
             packed.append(np.int64(sizes[name]))
         elif tensor is not None and not (tensor.is_contiguous() and tensor.dtype == dtype and tensor.device == x.device):
@@ -55,12 +56,12 @@ def pack(kernel: cuda.Kernel, tensors: dict[str, Tensor | None], sizes: dict[str
 class Module:
     """Kernels of one source and dtype, loaded on one device; `whose` they are is for messages."""
 
-    def __init__(self, kernels: tuple[cuda.Kernel, ...], double: bool, device: torch.device, whose: str):
+    def __init__(self, kernels: tuple[cuda.Kernel, ...], dtype: torch.dtype, device: torch.device, whose: str):
         self.kernels, self.device = kernels, device
         try:
             self._cupy = importlib.import_module("cupy")
             with self.current():
-                module = self._cupy.RawModule(code=cuda.source(kernels, double), options=cuda.OPTIONS)
+                module = self._cupy.RawModule(code=cuda.source(kernels, dtype), options=cuda.OPTIONS)
                 self._functions = [module.get_function(kernel.name) for kernel in kernels]
         except ImportError as cause:
             raise NoCupy(f"CuPy cannot be imported ({_first_line(cause)}); {remedy()}") from cause
@@ -84,17 +85,17 @@ class Module:
 class Kernels(Module):
     """The kernels of a rule for one dtype, loaded on one device."""
 
-    def __init__(self, plan: Program, double: bool, device: torch.device):
-        super().__init__(for_gpu(plan), double, device, repr(plan.rule.name))
+    def __init__(self, plan: Program, dtype: torch.dtype, device: torch.device):
+        super().__init__(for_gpu(plan), dtype, device, repr(plan.rule.name))
         self.program = plan
 
     def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> None:
         """Run kernel `index` (0: forward, k: the k-th walk back) on the current stream."""
         kernel, like = self.kernels[index], tensors["x"]
         assert like is not None
-        width = self._width(kernel, T, M, like.element_size())
+        width = self._width(kernel, T, M, state_dtype(like).itemsize)
         if kernel.scratch:
-            tensors = {**tensors, "scratch": like.new_empty(T, kernel.scratch, width)}
+            tensors = {**tensors, "scratch": like.new_empty(T, kernel.scratch, width, dtype=state_dtype(like))}
         for j0 in range(0, M, width):
             W = min(width, M - j0)
             self.launch(index, {"x": like, **tensors}, {"T": T, "M": M, "j0": j0, "W": W}, W)
@@ -126,22 +127,22 @@ _loaded = lru_cache(maxsize=512)(Kernels)
 _found: dict[tuple[Any, ...], tuple[LearningRule, Kernels | Exception]] = {}  # by identity: comparing rules takes longer than a launch
 
 
-def kernels(rule: LearningRule, T: int, double: bool, device: torch.device, recurrent: bool = False) -> Kernels:
+def kernels(rule: LearningRule, T: int, dtype: torch.dtype, device: torch.device, recurrent: bool = False) -> Kernels:
     """The kernels of a rule for trains of `T` steps (which matter only to a rule that has a `between`)."""
-    key = id(rule), T, double, device.type, device.index, recurrent
+    key = id(rule), T, dtype, device.type, device.index, recurrent
     if key not in _found:
         if len(_found) >= 4096:
             _found.clear()
-        _found[key] = rule, _try(rule, T, double, device, recurrent)
+        _found[key] = rule, _try(rule, T, dtype, device, recurrent)
     found = _found[key][1]
     if isinstance(found, Exception):
         raise type(found)(str(found)) from found
     return found
 
 
-def _try(rule: LearningRule, T: int, double: bool, device: torch.device, recurrent: bool) -> Kernels | Exception:
+def _try(rule: LearningRule, T: int, dtype: torch.dtype, device: torch.device, recurrent: bool) -> Kernels | Exception:
     try:
-        return _loaded(program(rule, T, recurrent), double, device)
+        return _loaded(program(rule, T, recurrent), dtype, device)
     except (NoCupy, RuleError) as cause:  # tried once
         return cause
 
@@ -159,7 +160,7 @@ class Launched(ByKernels):
     why = "CuPy is installed"
 
     def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Kernels:
-        return kernels(rule, x.shape[0], x.dtype == torch.float64, x.device, recurrent)
+        return kernels(rule, x.shape[0], x.dtype, x.device, recurrent)
 
 
 def _first_line(cause: BaseException) -> str:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..registry import get_rule
 from ..rule import LearningRule
-from . import executor
 from .autograd import Job, Report, run
 
 
@@ -49,8 +48,9 @@ def walk_back(rule: LearningRule, x: Tensor, state: Sequence[Tensor], g: Tensor)
 def layer(x: Tensor, state: list[Tensor], rule: str) -> list[Tensor]:
     """Spikes for `x[T, N, *]`, and the states after the last step, in the order of the rule's."""
     configured = rule_of(rule)
-    spikes, after, _, _ = executor(configured, x).forward(configured, x, dict(zip(_states(configured), state, strict=True)))
-    return [spikes, *(after[name].clone() for name in _states(configured))]
+    job = Job(configured, dict(zip(_states(configured), state, strict=True)), Report(), lambda: None)
+    spikes = run(job, x.detach())
+    return [spikes, *(job.state[name].clone() for name in _states(configured))]
 
 
 @layer.register_fake

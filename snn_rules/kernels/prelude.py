@@ -8,6 +8,8 @@ from __future__ import annotations
 from math import factorial
 from typing import Any
 
+import torch
+
 PRELUDE = """\
 #include <cstdint>
 #include <cstdlib>
@@ -21,18 +23,20 @@ typedef {real} R;
 typedef {integer} I;
 typedef R V __attribute__((vector_size(64)));
 typedef I B __attribute__((vector_size(64)));
+typedef {outside} H;  // of inputs, spikes and gradients
 typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
 enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32, PART = 64 }};
 typedef std::true_type YES;
 typedef std::false_type NO;
 #define K(c) (V{{}} + (R)(c))
-struct Quick {{
+{half}struct Quick {{
   enum {{ WHOLE = 1 }};
   static V get(const R* p, int) {{ return *(const U*)p; }}
   static void put(R* p, V v, int) {{ *(U*)p = v; }}
-  static void out(R* p, V v, int) {{ *(U*)p = v; }}
+  static void out(R* p, V v, int) {{ *(U*)p = v; }}{half_whole}
 }};
 struct Stream : Quick {{  // past the caches: for outputs much larger than they are
+  using Quick::out;
   static void out(R* p, V v, int) {{
 #if defined(__AVX512F__)
     asm volatile("vmovntdq %1, %0" : "=m"(*(V*)p) : "v"(v));
@@ -49,7 +53,7 @@ struct Part {{
   enum {{ WHOLE = 0 }};
   static V get(const R* p, int n) {{ V v = {{}}; memcpy(&v, p, n * sizeof(R)); return v; }}
   static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
-  static void out(R* p, V v, int n) {{ put(p, v, n); }}
+  static void out(R* p, V v, int n) {{ put(p, v, n); }}{half_part}
 }};
 static inline int any_(B b) {{ uint64_t w[8], all = 0; memcpy(w, &b, sizeof w); for (uint64_t one : w) all |= one; return all != 0; }}
 {fused}
@@ -110,6 +114,61 @@ def exponential(values: dict[str, Any], qualifiers: str = "static inline") -> st
     return EXP.format(**values, qualifiers=qualifiers, polynomial="\n".join(lines))
 
 
-def prelude(double: bool) -> str:
-    values: dict[str, Any] = dict(DOUBLE if double else FLOAT)
+# Numbers of 16 bits, at the right of unsigned ones of 32: written out in integers, so that every machine has the same bits.
+# float16 reaches below its exponents by adding and subtracting a power of two.
+HALF = {
+    torch.bfloat16: """\
+{qualifiers} V widen_(Bits h) {{ return real_(h << 16); }}
+{qualifiers} Bits narrow_(V v) {{
+  const Bits u = bits_(v);
+  return v != v ? N(0x7fc0) : (u + N(0x7fff) + (u >> 16 & N(1))) >> 16;
+}}
+""",
+    torch.float16: """\
+{qualifiers} V widen_(Bits h) {{
+  const Bits u = ((h & N(0x7fff)) << 13) + N(0x38000000), beyond = h & N(0x7c00);
+  const V v = beyond == N(0) ? real_(u + N(0x800000)) - real_(N(0x38800000)) : real_(beyond == N(0x7c00) ? u + N(0x38000000) : u);
+  return real_(bits_(v) | (h & N(0x8000)) << 16);
+}}
+{qualifiers} Bits narrow_(V v) {{
+  const Bits sign = bits_(v) & N(0x80000000), u = bits_(v) ^ sign;
+  const Bits small = bits_(real_(u) + K(0.5)) - N(0x3f000000), other = (u - N(0x38000000) + N(0xfff) + (u >> 13 & N(1))) >> 13;
+  const Bits large = u > N(0x7f800000) ? N(0x7e00) : N(0x7c00);
+  return (u >= N(0x47800000) ? large : u < N(0x38800000) ? small : other) | sign >> 16;
+}}
+""",
+}  # fmt: skip
+VECTORS = """\
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef H HU __attribute__((vector_size(32), aligned(2), may_alias));
+#define N(c) (Bits{} + c)
+static inline V real_(Bits b) { return (V)b; }
+static inline Bits bits_(V v) { return (Bits)v; }
+"""
+WHOLE = """
+  static V get(const H* p, int) { return widen_(__builtin_convertvector(*(const HU*)p, Bits)); }
+  static void out(H* p, V v, int) { *(HU*)p = __builtin_convertvector(narrow_(v), HU); }"""
+WHOLE_FLOAT16 = f"""
+#if defined(__AVX512F__)
+  static V get(const H* p, int) {{ V v; asm("vcvtph2ps %1, %0" : "=v"(v) : "m"(*(const HU*)p)); return v; }}
+  static void out(H* p, V v, int) {{ asm("vcvtps2ph $0, %1, %0" : "=m"(*(HU*)p) : "v"(v)); }}
+#else{WHOLE}
+#endif"""
+PART = """
+  static V get(const H* p, int n) { H h[L] = {}; memcpy(h, p, n * sizeof(H)); return Quick::get(h, n); }
+  static void out(H* p, V v, int n) { H h[L]; Quick::out(h, v, n); memcpy(p, h, n * sizeof(H)); }"""
+
+
+def prelude(dtype: torch.dtype) -> str:
+    """For tensors of `dtype`: in half precision, the state is float32."""
+    values: dict[str, Any] = dict(DOUBLE if dtype == torch.float64 else FLOAT)
+    values |= {"outside": "R", "half": "", "half_whole": "", "half_part": ""}
+    if dtype in HALF:
+        convert = HALF[dtype].format(qualifiers="static inline")
+        values |= {
+            "outside": "uint16_t",
+            "half": VECTORS + convert,
+            "half_whole": WHOLE_FLOAT16 if dtype == torch.float16 else WHOLE,
+            "half_part": PART,
+        }
     return PRELUDE.format(**values, exp=exponential(values))

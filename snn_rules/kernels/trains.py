@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..rule import LearningRule, RuleError
 from . import recurrent
-from .eager import Eager, State, Tape
+from .eager import Eager, State, Tape, state_dtype
 from .program import Program
 
 
@@ -30,6 +30,7 @@ class Loaded(Protocol):
 class ByKernels(Eager):
     """Kernels of whole trains; for a recurrent layer, whose matrix products lie between them, kernels of its steps."""
 
+    converts = True
     derives = True  # a rule without sweeps gets its adjoint from its graph
 
     def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Loaded:
@@ -44,6 +45,10 @@ class ByKernels(Eager):
         """What makes a result like `x`, which is contiguous."""
         return torch.empty_like(x)
 
+    def inside(self, x: Tensor) -> Tensor:
+        """The same for values of the state, which is float32 where `x` is in half precision."""
+        return self.like(x) if (dtype := state_dtype(x)) is x.dtype else torch.empty_like(x, dtype=dtype)
+
     def forward(
         self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None, learns: bool = True
     ) -> tuple[Tensor, State, Tape, list[Tensor]]:
@@ -57,13 +62,13 @@ class ByKernels(Eager):
         if rule.delay and isinstance(queue := state.get("late"), Tensor):
             given["late"] = queue.contiguous()
         spikes, first = self.like(x), x[0]
-        after = {name: self.like(first) for name in plan.ins}
+        after = {name: self.inside(first) for name in plan.ins}
         tensors: dict[str, Tensor | None] = {"x": x, "s": spikes, **given, **dict(zip(plan.outs, after.values(), strict=True))}
-        recorded = tensors["record"] = self.like(x) if record else None
+        recorded = tensors["record"] = self.inside(x) if record else None
         wrong = run(0, tensors, T, x.numel() // T)
         tape = Tape({}, {"x": x, **given}, run, None if wrong is None else not wrong)
         if rule.delay:
-            after["late"] = _queue(rule, x, given.get("late"))
+            after["late"] = _queue(rule, x, given.get("late")).to(state_dtype(x))
         return spikes, after, tape, list(recorded.unbind(0)) if recorded is not None else []
 
     def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
@@ -83,7 +88,7 @@ class ByKernels(Eager):
         x, neurons = given["x"], dict[str, Any]()
         T, stages = x.shape[0], run.program.stages
         for k, stage in enumerate(stages):
-            left = {name: self.like(x[0]) for name in stage.writes}
+            left = {name: self.inside(x[0]) for name in stage.writes}
             values = {f"c_{name}": t for name, t in left.items()}
             if k:
                 if missing := [name for name in stage.neurons if name not in neurons]:

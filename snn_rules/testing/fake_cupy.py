@@ -82,6 +82,10 @@ def installed(arch: int = 80) -> Iterator[Gpu]:
             launch.forget()
 
 
+def _numpy(tensor: Tensor) -> Any:
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def _module(gpu: Gpu) -> ModuleType:
     class Entered:
         def __init__(self, thing: Any):
@@ -104,7 +108,7 @@ def _module(gpu: Gpu) -> ModuleType:
             right = isinstance(grid, tuple) and isinstance(block, tuple) and len(grid) == len(block) == 1
             if not (right and 0 < grid[0] < 2**31 and 0 < block[0] <= 1024):
                 raise LaunchError(f"kernel {self.entry.name!r}: a grid of {grid} blocks of {block} threads")
-            memory = Memory({name: tensor.numpy() for name, tensor in gpu.tensors.items()})
+            memory = Memory({name: _numpy(tensor) for name, tensor in gpu.tensors.items()})
             steps = ptx.launch(self.entry, grid[0], block[0], arguments, memory)
             gpu.launches.append(Launch(self.entry.name, grid[0], block[0], tuple(arguments), gpu.entered[0], streams[-1], steps))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 SPACE = 44  # bits: each array has 16 TiB for itself, so that no overrun ends in another one
-WORD = 4  # bytes: what two threads may not share
+WORD = 4  # bytes, or a value if it is smaller: what two threads may not share
 NONE, MANY = -1, -2
 
 
@@ -26,6 +26,7 @@ class _Block:
     address: int  # of its first byte, to whoever allocated it
     writer: Array  # of each word: the thread that wrote it
     reader: Array  # of each word: the thread that read it, or MANY
+    word: int  # its bytes
 
     def seen_as(self, dtype: np.dtype[Any]) -> Array:
         return self.data[: self.data.size // dtype.itemsize * dtype.itemsize].view(dtype)
@@ -39,9 +40,9 @@ class Memory:
         for name, array in arrays.items():
             if not array.flags.c_contiguous:
                 raise MemoryFault(f"{name!r} is not contiguous")
-            data, words = array.reshape(-1).view(np.uint8), -(-array.nbytes // WORD)
-            empty = np.full(words, NONE, np.int64)
-            self._blocks.append(_Block(name, data, array.__array_interface__["data"][0], empty, empty.copy()))
+            data, word = array.reshape(-1).view(np.uint8), min(WORD, array.itemsize)
+            empty = np.full(-(-array.nbytes // word), NONE, np.int64)
+            self._blocks.append(_Block(name, data, array.__array_interface__["data"][0], empty, empty.copy(), word))
 
     def address(self, pointer: int, parameter: str) -> int:
         """Where the kernel finds what `pointer` means to the host; null stays null."""
@@ -56,7 +57,7 @@ class Memory:
         found = np.empty(addresses.size, dtype)
         for block, chosen, at in self._parts(addresses, np.dtype(dtype), threads, "reads"):
             found[chosen] = block.seen_as(found.dtype)[at // found.itemsize]
-            for word in _words(at, found.itemsize):
+            for word in _words(at, found.itemsize, block.word):
                 self._meet(block, block.writer[word], threads[chosen], word, "reads what thread {} writes")
                 was, thread = block.reader[word], threads[chosen]
                 block.reader[word] = np.where((was == NONE) | (was == thread), thread, MANY)
@@ -66,7 +67,7 @@ class Memory:
     def store(self, addresses: Array, values: Array, threads: Array) -> None:
         for block, chosen, at in self._parts(addresses, values.dtype, threads, "writes"):
             thread = threads[chosen]
-            for word in _words(at, values.itemsize):
+            for word in _words(at, values.itemsize, block.word):
                 self._meet(block, block.writer[word], thread, word, "writes what thread {} writes")
                 self._meet(block, block.reader[word], thread, word, "writes what thread {} reads")
                 block.writer[word] = thread
@@ -99,5 +100,5 @@ class Memory:
             raise MemoryFault(f"race: thread {threads[bad[0]]} {what.format(other)}, word {words[bad[0]]} of {block.name!r}")
 
 
-def _words(at: Array, size: int) -> list[Array]:
-    return [at // WORD + k for k in range(max(size // WORD, 1))]
+def _words(at: Array, size: int, word: int) -> list[Array]:
+    return [at // word + k for k in range(max(size // word, 1))]

@@ -41,24 +41,26 @@ class Resources:
     error: str = ""
 
 
-def resources(rule: LearningRule, archs: Iterable[int] = nvrtc.ARCHITECTURES, T: int = 10, double: bool = False) -> list[Resources]:
+def resources(rule: LearningRule, archs: Iterable[int] = nvrtc.ARCHITECTURES, T: int = 10, dtype: torch.dtype = torch.float32) -> list[Resources]:
     """Every kernel of the rule, those of its recurrent layers and of its own layers too, compiled for every architecture."""
-    archs, rows = list(archs), compiled(rule.name, for_gpu(program(rule, T)), archs, double)
+    archs, rows = list(archs), compiled(rule.name, for_gpu(program(rule, T)), archs, dtype)
     if own := rule.own_kernels():
-        rows += compiled(rule.name, own, archs, double)
+        rows += compiled(rule.name, own, archs, dtype)
     try:
         again = for_gpu(program(rule, T, recurrent=True))
     except RuleError:  # it cannot train recurrent weights
         return rows
-    return rows + [replace(row, kernel=f"recurrent {row.kernel}") for row in compiled(rule.name, again, archs, double)]
+    return rows + [replace(row, kernel=f"recurrent {row.kernel}") for row in compiled(rule.name, again, archs, dtype)]
 
 
-def compiled(rule: str, kernels: Sequence[cuda.Kernel], archs: Iterable[int] = nvrtc.ARCHITECTURES, double: bool = False) -> list[Resources]:
+def compiled(
+    rule: str, kernels: Sequence[cuda.Kernel], archs: Iterable[int] = nvrtc.ARCHITECTURES, dtype: torch.dtype = torch.float32
+) -> list[Resources]:
     """These kernels, as one unit, compiled for every architecture."""
     rows = list[Resources]()
     for arch in archs:
         try:
-            used, error = nvrtc.build(cuda.source(kernels, double), arch).kernels, "NVRTC left it out"
+            used, error = nvrtc.build(cuda.source(kernels, dtype), arch).kernels, "NVRTC left it out"
         except nvrtc.CompileError as cause:
             used, error = {}, str(cause).partition("\n")[0]
         for kernel in kernels:

@@ -153,7 +153,9 @@ class _Machine:
                 full[active] = self.memory.load(at, TYPES[kind], threads)
                 self._write(name, kind, full, active)
             else:
-                self.memory.store(at, np.broadcast_to(self._read(name, kind), self.count)[active], threads)
+                size = max(np.dtype(TYPES[kind]).itemsize, self.registers[name].itemsize if name in self.registers else 0)
+                value = self._read(name, f"{kind[0]}{8 * size}")  # the lower part of a wider register
+                self.memory.store(at, np.broadcast_to(value, self.count)[active].astype(TYPES[kind]), threads)
 
     def _read(self, name: str, kind: str) -> Array:
         """A register or a number, as a type of its own width."""

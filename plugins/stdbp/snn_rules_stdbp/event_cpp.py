@@ -13,6 +13,8 @@ from snn_rules.kernels.graph import Graph, Leaves, Node
 from snn_rules.kernels.prelude import prelude
 
 if TYPE_CHECKING:
+    import torch
+
     from .rule import STDBP
 
 SETUP = """\
@@ -171,9 +173,9 @@ extern "C" void backward(void** p, int64_t N, int64_t in, int64_t out, int threa
 """
 
 
-def source(rule: STDBP, double: bool) -> str:
+def source(rule: STDBP, dtype: torch.dtype) -> str:
     """Both kernels of a rule for one dtype."""
-    return prelude(double) + SETUP + _forward(rule) + _backward(rule)
+    return prelude(dtype) + SETUP + _forward(rule) + _backward(rule)
 
 
 def _forward(rule: STDBP) -> str:

@@ -67,12 +67,12 @@ class Compiled:
     name = "compiled for the CPU"
     why = "a C++ compiler is installed"
 
-    def __init__(self, rule: STDBP, double: bool):
-        library = build(event_cpp.source(rule, double))
+    def __init__(self, rule: STDBP, dtype: torch.dtype):
+        library = build(event_cpp.source(rule, dtype))
         self._forward, self._backward = library.forward, library.backward
         for function in (self._forward, self._backward):
             function.argtypes, function.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_int], None
-        self._vector = 8 if double else 16
+        self._vector = 64 // dtype.itemsize
 
     def forward(self, rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         out, slope = times.new_empty(len(times), len(weight)), times.new_empty(len(times), len(weight))
@@ -104,8 +104,8 @@ class Launched:
     name = "compiled for the GPU"
     why = "CuPy is installed"
 
-    def __init__(self, rule: STDBP, double: bool, device: torch.device):
-        self._module = launch.Module(event_cuda.kernels(rule), double, device, f"the event layers of {rule.name!r}")
+    def __init__(self, rule: STDBP, dtype: torch.dtype, device: torch.device):
+        self._module = launch.Module(event_cuda.kernels(rule), dtype, device, f"the event layers of {rule.name!r}")
 
     def forward(self, rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         ordered, index = times.contiguous().sort(dim=1, stable=True)
@@ -135,15 +135,15 @@ def executor(rule: STDBP, times: Tensor, weight: Tensor) -> Eager | Compiled | L
         return _slow(rule, f"there are no kernels for {times.device.type}")
     if times.dtype not in (torch.float32, torch.float64) or times.dtype != weight.dtype:
         return _slow(rule, f"there are no kernels for times of {times.dtype} and weights of {weight.dtype}")
-    return _loaded(rule, times.dtype == torch.float64, times.device, kernels.FORCED)
+    return _loaded(rule, times.dtype, times.device, kernels.FORCED)
 
 
 @lru_cache(maxsize=512)
-def _loaded(rule: STDBP, double: bool, device: torch.device, forced: str) -> Eager | Compiled | Launched:
+def _loaded(rule: STDBP, dtype: torch.dtype, device: torch.device, forced: str) -> Eager | Compiled | Launched:
     if forced == "eager":
         return Eager("SNN_RULES_EXECUTOR=eager")
     try:
-        return Compiled(rule, double) if device.type == "cpu" else Launched(rule, double, device)
+        return Compiled(rule, dtype) if device.type == "cpu" else Launched(rule, dtype, device)
     except (NoCompiler, launch.NoCupy, RuleError) as cause:
         return _slow(rule, str(cause))
 

@@ -51,10 +51,9 @@ def run(by, rule, times, weight):
 
 def agree(times, weight, rule=RULE, arch=80, exact=True):
     """By the PTX and by the C++ kernels: the same bits, where the order of the sums is the same."""
-    double = times.dtype == torch.float64
     with fake_cupy.installed(arch) as gpu:
-        found = run(layer.Launched(rule, double, CPU), rule, times, weight)
-    wanted = run(layer.Compiled(rule, double), rule, times, weight)
+        found = run(layer.Launched(rule, times.dtype, CPU), rule, times, weight)
+    wanted = run(layer.Compiled(rule, times.dtype), rule, times, weight)
     for mine, want in zip(found if exact else found[:3], wanted, strict=exact):
         assert mine.shape == want.shape and mine.dtype == want.dtype
         assert torch.equal(mine, want)
@@ -66,7 +65,7 @@ def agree(times, weight, rule=RULE, arch=80, exact=True):
 
 @pytest.mark.parametrize("rule", [RULE, snn_rules.get_rule("stdbp", mode="event", revive=1.0, paper=True)], ids=["default", "paper"])
 def test_every_kernel_compiles_for_every_architecture_without_spills(rule):
-    rows = proof.compiled("stdbp", kernels(rule)) + proof.compiled("stdbp", kernels(rule), [90], double=True)
+    rows = proof.compiled("stdbp", kernels(rule)) + proof.compiled("stdbp", kernels(rule), [90], torch.float64)
     assert {row.arch for row in rows} == set(nvrtc.ARCHITECTURES)
     assert {row.kernel for row in rows} == {"event_forward", "event_pull", "event_weights", "event_times"}
     for row in rows:
@@ -79,7 +78,7 @@ def test_the_rule_s_own_kernels_are_among_its_resources():
 
 
 def test_source_has_no_include_and_wide_indices():
-    source = cuda.source(kernels(RULE), double=False)
+    source = cuda.source(kernels(RULE), torch.float32)
     assert "#include" not in source and " int " not in source.replace("typedef int I", "")
 
 
@@ -154,7 +153,7 @@ def test_layers_learn_through_the_launch_code(monkeypatch):
 
     results.append(train())
     with fake_cupy.installed() as gpu:
-        by = layer.Launched(rule, False, CPU)
+        by = layer.Launched(rule, torch.float32, CPU)
         monkeypatch.setattr(layer, "executor", lambda *_: by)
         results.append(train())
     assert len(gpu.modules) == 1
@@ -187,7 +186,7 @@ def test_a_cuda_tensor_finds_its_executor(monkeypatch):
 def test_a_tensor_that_a_kernel_would_misread_is_refused():
     times, weight = case(3, 5, 4, torch.float32)
     with fake_cupy.installed(), pytest.raises(RuleError, match=r"kernel 'event_forward': 'by_input' is \[5, 4\] of torch\.float64 on cpu"):
-        layer.Launched(RULE, False, CPU).forward(RULE, times, weight.double())
+        layer.Launched(RULE, torch.float32, CPU).forward(RULE, times, weight.double())
     tensors = {"ordered": times, "index": times.int(), "by_input": weight, "time": times, "s_slope": times}
     with pytest.raises(RuleError, match=r"'index' is \[3, 5\] of torch\.int32 on cpu, strides \[5, 1\]; it should be contiguous, of torch\.int64"):
         launch.pack(kernels(RULE)[0], tensors, {"rows": 3, "ins": 5, "outs": 4})
@@ -206,9 +205,9 @@ def test_a_tensor_that_a_kernel_would_misread_is_refused():
 def test_broken_kernels_are_caught(monkeypatch, old, new, says):
     whole = cuda.source
 
-    def broken(made, double):
-        assert old in whole(made, double)
-        return whole(made, double).replace(old, new).replace("p_index[k]" if new == "const int p_index" else "\0", "p_index")
+    def broken(made, dtype):
+        assert old in whole(made, dtype)
+        return whole(made, dtype).replace(old, new).replace("p_index[k]" if new == "const int p_index" else "\0", "p_index")
 
     monkeypatch.setattr(cuda, "source", broken)
     with pytest.raises((MemoryFault, ptx.PtxError), match=says):

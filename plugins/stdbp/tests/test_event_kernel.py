@@ -34,7 +34,7 @@ def both(times, weight, rule=RULE):
     """Forward and backward, compiled and on tensors: the results of each."""
     found = []
     g = torch.linspace(-1.0, 2.0, len(times) * len(weight), dtype=times.dtype).view(len(times), len(weight))
-    for runner in (layer.Compiled(rule, times.dtype == torch.float64), layer.Eager()):
+    for runner in (layer.Compiled(rule, times.dtype), layer.Eager()):
         out, slope = runner.forward(rule, times, weight)
         found.append((out, slope, *runner.backward(rule, times, weight, out, slope, g)))
     return found
