@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import pluggy
 
 from . import guard
 from .hookspecs import API, PROJECT, LearningRuleSpec, hookimpl
-from .rule import LearningRule, RuleError
+from .rule import NO_POTENTIAL, LearningRule, RuleError
 
 SLOW = 5.0  # seconds of an import beyond torch's and SpikingJelly's after which it is said
 
@@ -177,6 +177,8 @@ def _checked(cls: type[LearningRule]) -> type[LearningRule]:
         raise TypeError(f"{cls.__qualname__} has no name; give it one: name = 'my_rule'")
     if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
         raise TypeError(f"{cls.__qualname__} has parameters but is no dataclass; decorate it with @dataclass(frozen=True)")
+    if isinstance(cls.state, Mapping) and "v" not in cls.state:  # where the options choose it, it is looked at with them
+        raise TypeError(f"{cls.__qualname__}: {NO_POTENTIAL}")
     return cls
 
 

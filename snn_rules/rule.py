@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 
 
+NO_POTENTIAL = "its state has no 'v', the potential that node.v and store_v_seq read; give one of its states that name: state = {'v': 0.0, ...}"
+
+
 class RuleError(RuntimeError):
     """Every refusal: one line that says what was given, where (module path) and what to do."""
 
@@ -108,7 +111,7 @@ class LearningRule:
     cite: ClassVar[str] = ""  # the paper
     equations: ClassVar[str] = ""  # where in the paper they stand
     aliases: ClassVar[Mapping[str, str]] = {"tau": "tau_m"}
-    state: ClassVar[Mapping[str, float]] = {"v": 0.0}
+    state: ClassVar[Mapping[str, float]] = {"v": 0.0}  # what a neuron carries from step to step; "v" is its potential
     sweeps: ClassVar[tuple[Sweep, ...]] = ()
     # {attribute of the neuron: its value from `T` and what the sweeps and `between` left for each neuron}
     diagnostics: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
@@ -124,6 +127,8 @@ class LearningRule:
             cls.sweeps = tuple(v for v in vars(cls).values() if isinstance(v, Sweep)) or cls.sweeps
 
     def __post_init__(self) -> None:
+        if "v" not in self.state:
+            raise RuleError(f"{self.name}: {NO_POTENTIAL}")
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
         if self.decay_input and not math.isfinite(getattr(self, "tau_m", math.inf)):

@@ -80,3 +80,26 @@ def test_a_rule_is_a_value() -> None:
     assert snn_rules.get_rule(rule, tau_m=6, dadt="shift") == other != rule
     with pytest.raises(dataclasses.FrozenInstanceError):
         rule.tau_m = 5.0  # type: ignore[misc]
+
+
+def test_a_rule_without_a_potential_is_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Toggle(LearningRule):
+        name = "toggle"
+        state = {"u": 0.0}  # noqa: RUF012
+
+    @dataclasses.dataclass(frozen=True)
+    class Chosen(LearningRule):
+        kept: bool = parameter(True)
+        name = "chosen"
+
+        @property
+        def state(self):
+            return {"v": 0.0} if self.kept else {"u": 0.0}
+
+    for make in (Toggle, lambda: snn_rules.get_rule(Chosen(), kept=False)):
+        with pytest.raises(RuleError, match=r"^(toggle|chosen): its state has no 'v', the potential that node.v and store_v_seq read; give one of"):
+            make()
+    with pytest.raises(RuleError, match=r"cannot be registered: .*Toggle: its state has no 'v'"):
+        snn_rules.register(Toggle)
+    assert Chosen().state == {"v": 0.0}
