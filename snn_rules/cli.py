@@ -253,9 +253,14 @@ def compare(
         Path | None, typer.Option("--out", help="Folder for compare.json and compare.png. Default: a new one, runs/DATASET-compare-N.", metavar="DIR")
     ] = None,
 ) -> None:
-    """Train the same network with the same seeds by several rules: a table, curves of accuracy, a JSON of all runs."""
-    from . import experiments
+    """Train the same network with the same seeds by several rules: a table, curves of accuracy, a JSON of all runs.
 
+    In one process; only train has --distributed.
+    """
+    from . import experiments
+    from .distributed import refuse_many
+
+    refuse_many("compare")
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise RuleError(f"compare: --seeds {seeds!r} should be whole numbers joined by ',', such as 0,1,2")
     settings = {"T": T, "lr": lr, "batch_size": batch_size, "epochs": epochs, "schedule": schedule, "device": device}

@@ -146,6 +146,13 @@ def _stop(*_: object) -> None:
     raise _Stopped
 
 
+def refuse_many(command: str) -> None:
+    """Refuse to run in the several processes of torchrun a command that knows nothing of them."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if "TORCHELASTIC_RUN_ID" in os.environ and size > 1:
+        raise RuleError(f"{command}: torchrun has started {size} processes, which would all do the same; start one: only train has --distributed")
+
+
 @contextmanager
 def team(distributed: bool, device: str) -> Iterator[Alone]:
     """Join the processes that torchrun has started. Only the first prints; a refusal or warning that several have is said once."""

@@ -144,6 +144,18 @@ def test_what_cannot_be_shared_is_refused(environment: dict[str, str], words: li
     assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1 and says in result.stderr
 
 
+def test_compare_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["compare", "--rules", "tssl"])
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr == (
+        "snn-rules: compare: torchrun has started 2 processes, which would all do the same; start one: only train has --distributed\n"
+    )
+
+
 def test_fewer_samples_than_processes_and_fewer_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = snn_rules.get_rule("tssl")
     with pytest.raises(snn_rules.RuleError, match=r"batch_size=1 is less than a sample for each of the 2 processes; raise it"):
