@@ -14,7 +14,7 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
 
     With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
     """
-    whole = _WHOLE // max(scratch, 1)
+    whole = min(_WHOLE // max(scratch, 1), _LONG)
     unpack = "\n".join(f"  {(kind := kind_of(n))}* const p_{n} = ({kind}*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
     large = next((k for k, n in enumerate(pointers) if n in ("s", "dx")), None)
     stream = "false" if large is None else f"T * M * (int64_t)sizeof(H) >= {_LARGE} && M % L == 0 && ((uintptr_t)p[{large}] & 63) == 0"
@@ -34,7 +34,7 @@ template <class A> static inline __attribute__((always_inline))
 int {name}_chunk(void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
 {unpack}
   int wrong = 0;
-{body.replace("REST", "8" if steps else "1")}  return wrong;
+{body.replace("REST", "8" if steps else "1").replace("A::fetch", "(void)" if steps else "A::fetch")}  return wrong;
 }}
 extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 {choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
@@ -62,6 +62,7 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 _LARGE = 32 << 20  # bytes of an output that no cache holds
 _CACHE = 512 * 1024  # of scratch a thread: a part of its second-level cache
 _WHOLE = 2048  # values of a neuron up to which a train is walked back in one piece: of four vectors, they fill the cache
+_LONG = 512  # steps, likewise: chunks of longer trains would be narrow, and memory is read by whole pages
 
 
 def indent(text: str, by: int) -> str:

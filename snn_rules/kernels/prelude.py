@@ -31,12 +31,14 @@ typedef std::false_type NO;
 #define K(c) (V{{}} + (R)(c))
 {half}struct Quick {{
   enum {{ WHOLE = 1 }};
+  static void fetch(const void*) {{}}
   static V get(const R* p, int) {{ return *(const U*)p; }}
   static void put(R* p, V v, int) {{ *(U*)p = v; }}
   static void out(R* p, V v, int) {{ *(U*)p = v; }}{half_whole}
 }};
 struct Stream : Quick {{  // past the caches: for outputs much larger than they are
   using Quick::out;
+  static void fetch(const void* p) {{ __builtin_prefetch(p); }}
   static void out(R* p, V v, int) {{
 #if defined(__AVX512F__)
     asm volatile("vmovntdq %1, %0" : "=m"(*(V*)p) : "v"(v));
@@ -51,6 +53,7 @@ struct Stream : Quick {{  // past the caches: for outputs much larger than they 
 }};
 struct Part {{
   enum {{ WHOLE = 0 }};
+  static void fetch(const void*) {{}}
   static V get(const R* p, int n) {{ V v = {{}}; memcpy(&v, p, n * sizeof(R)); return v; }}
   static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
   static void out(R* p, V v, int n) {{ put(p, v, n); }}{half_part}
