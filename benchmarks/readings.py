@@ -18,11 +18,9 @@ from typing import Any
 
 import torch
 
-os.environ.setdefault("SNN_RULES_EXECUTOR", "eager")  # before the kernels are imported
-
+from snn_rules import kernels
 from snn_rules.data import load
 from snn_rules.experiments import versions
-from snn_rules.kernels import executor
 from snn_rules.network import network
 from snn_rules.rule import LearningRule
 from snn_rules.train import Config, configured, fit
@@ -86,6 +84,7 @@ def row(entry: dict[str, Any]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
+    kernels.FORCED = os.environ.get("SNN_RULES_EXECUTOR", "eager")
     warnings.filterwarnings("ignore", message=".*gradient of exactly zero")
     warnings.filterwarnings("ignore", message="'tau' has no meaning")
     found: list[dict[str, Any]] = []
@@ -96,7 +95,7 @@ def main() -> None:
         rule = configured(name, {**settings["options"], **changed})
         configs = {seed: Config.of(rule, **COMMON, **settings["train"], seed=seed, network=NETWORK) for seed in SEEDS}
         entry = {"rule": name, "changed": changed, "options": asdict(rule), "config": asdict(configs[SEEDS[0]])}
-        entry["executor"] = executor(rule, torch.zeros(1, 1, 1)).name
+        entry["executor"] = kernels.executor(rule, torch.zeros(1, 1, 1)).name
         entry["seeds"] = {str(seed): run(rule, config) for seed, config in configs.items()}
         found.append(entry)
         print(row(entry), flush=True)
