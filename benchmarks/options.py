@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/options.py --data-root DIR
     make docs
 
-One core needs some eight minutes. Writes benchmarks/results/options.json after each row, and goes on where it was stopped; the second
+Writes benchmarks/results/options.json after each row, and goes on where it was stopped; the second
 command puts the table into docs/results.md. On 8 x 8 digits under strsbp, with the constants of benchmarks/readings.py; and, since images
 of 8 x 8 have little to distort, on the first 2,000 images of MNIST under tssl with its defaults. Within a group all is the same but for what
 is tried.

@@ -51,7 +51,7 @@ def elastic(x: Tensor, alpha: float, sigma: float, rotation: float = 0.0, scalin
     count, _, height, width = x.shape
     moved = torch.rand(count, 2, height, width) * 2 - 1  # towards the right, downwards
     taps = 2 * _reach(sigma) + 1
-    for kernel in ([taps, 1], [1, taps]):  # one after the other: 20 times as fast as both at once
+    for kernel in ([taps, 1], [1, taps]):  # a Gaussian is separable: one axis after the other
         moved = gaussian_blur(moved, kernel, [sigma, sigma])
     angle = math.radians(rotation) * (torch.rand(count) * 2 - 1)
     scale = 1 + scaling * (torch.rand(count) * 2 - 1)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from .kernels import ops
 from .kernels.autograd import Job, Report, run
-from .kernels.eager import Eager, State
-from .kernels.eager import state_dtype as _state_dtype
+from .kernels.eager import Eager, State, state_dtype
 from .kernels.transforms import Layer
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError, warn_once
@@ -97,7 +96,7 @@ class RuleNode(neuron.BaseNode):
         if torch.compiler.is_compiling():
             return self._compiled_forward(x_seq)
         if torch._C._are_functorch_transforms_active():
-            return Layer.apply(x_seq.to(_state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
+            return Layer.apply(x_seq.to(state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
         given = self._given(tuple(self._memories.values()))
         self._check(x_seq, "m", states=given)
         spikes, after = self._run(x_seq, self.materialize_states((x_seq,), given, "m"))
@@ -137,13 +136,13 @@ class RuleNode(neuron.BaseNode):
                 f"call functional.set_step_mode(net, 'm') and pass [T, N, *]"
             )
         state = dict(zip(self._memories, states, strict=True))
-        spikes, after, _, _ = _STEPWISE.forward(self.rule, x.to(_state_dtype(x)).unsqueeze(0), state)
+        spikes, after, _, _ = _STEPWISE.forward(self.rule, x.to(state_dtype(x)).unsqueeze(0), state)
         self._check_finite(x, after)
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
     def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, State]:
         record = "v" if self.store_v_seq else None
-        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._after_backward, record)
+        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._warn_silent, record)
         spikes = run(job, x)
         if not job.finite:
             self._check_finite(x, job.state)
@@ -165,7 +164,7 @@ class RuleNode(neuron.BaseNode):
         states = self.materialize_states((x,), tuple(self._memories.values()), "m")
         shapes = [(self.rule.delay, *x.shape[1:]) if name == "late" else x.shape[1:] for name in self._memories]
         return [
-            value if isinstance(value, Tensor) else torch.full(shape, value, dtype=_state_dtype(x), device=x.device)
+            value if isinstance(value, Tensor) else torch.full(shape, value, dtype=state_dtype(x), device=x.device)
             for value, shape in zip(states, shapes, strict=True)
         ]
 
@@ -181,7 +180,7 @@ class RuleNode(neuron.BaseNode):
             shape = torch.Size((self.rule.delay, *shape))
         if not isinstance(value, Tensor) or value.shape != shape:
             return self.rule.state.get(name, 0.0)
-        return value.to(dtype=_state_dtype(x), device=x.device)
+        return value.to(dtype=state_dtype(x), device=x.device)
 
     # ---- state and gradients -----------------------------------------------------------------------------------
 
@@ -194,10 +193,8 @@ class RuleNode(neuron.BaseNode):
         self._report.last = None  # what follows is a train of its own
         self._report.learns = False
 
-    def _after_backward(self) -> None:
-        if self._report.silent:
-            self._report.silent = False  # said once
-            warn_zero_gradient(self._where(), self.rule.name)
+    def _warn_silent(self) -> None:
+        warn_zero_gradient(self._where(), self.rule.name)
 
     # ---- messages ----------------------------------------------------------------------------------------------
 

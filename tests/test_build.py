@@ -116,6 +116,12 @@ def test_eager_can_be_forced(monkeypatch):
     assert type(snn_rules.kernels.executor(snn_rules.get_rule("tssl"), torch.zeros(2, 2))) is Compiled
 
 
+def test_a_misspelt_executor_is_said():
+    command = [sys.executable, "-c", "import snn_rules.kernels"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SNN_RULES_EXECUTOR": "eagre"})
+    assert done.returncode == 0 and "SNN_RULES_EXECUTOR='eagre' is not known and changes nothing; leave it out, or set 'eager'" in done.stderr
+
+
 @pytest.mark.parametrize("rule", ["surrogate", "tssl", "strsbp", "stdbp"])
 def test_the_neuron_gives_the_same_under_both(rule, monkeypatch):
     torch.manual_seed(0)

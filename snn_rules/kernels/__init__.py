@@ -20,6 +20,8 @@ from .eager import Eager
 __all__ = ["FORCED", "Compiled", "Eager", "executor"]
 
 FORCED = os.environ.get("SNN_RULES_EXECUTOR", "")  # "eager": torch for every rule. Read once: a look each time takes longer than a small kernel
+if FORCED not in ("", "eager"):
+    warnings.warn(f"SNN_RULES_EXECUTOR={FORCED!r} is not known and changes nothing; leave it out, or set 'eager'", stacklevel=2)
 
 
 def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
