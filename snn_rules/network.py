@@ -7,6 +7,7 @@ The input is not written down; each part is a layer:
     R5x5x16  the same, but each hears a few that are near it on a grid of 5 x 5 x 16 (`Reservoir`, the recurrent layer of ST-RSBP)
     15C5     convolution, 15 channels, kernel 5 x 5, stride 1; "15C5p2" pads the image with 2 zeros on each side
     P2       pooling over 2 x 2 windows: the mean or the maximum, as suits the rule
+    P2n      the same, and neurons that receive it (ST-RSBP's pooling layers are layers of neurons)
     D0.2     dropout of a fifth, in training: the same neurons at all steps of a sample (TSSL-BP's networks for CIFAR-10)
 
 No layer has a bias. Feature maps are flattened where a fully connected layer follows them.
@@ -31,10 +32,10 @@ from .rule import LearningRule, RuleError
 
 _PART = re.compile(
     r"(?P<recurrent>R)?(?P<dense>\d+)|R(?P<grid>\d+x\d+x\d+)|(?P<channels>\d+)C(?P<kernel>\d+)(?:p(?P<padding>\d+))?"
-    r"|P(?P<pool>\d+)|D(?P<rate>0?\.\d+)",
+    r"|P(?P<pool>\d+)(?P<fires>n)?|D(?P<rate>0?\.\d+)",
     re.ASCII,
 )
-_UNDERSTOOD = "write layers joined by '-', such as 400, R400 or R5x5x16 (recurrent), 15C5 or 15C5p1 (convolution), P2 (pooling), D0.2 (dropout)"
+_UNDERSTOOD = "write layers joined by '-', such as 400, R400 or R5x5x16 (recurrent), 15C5 or 15C5p1 (convolution), P2 or P2n (pooling), D0.2"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Part:
     padding: int = 0
     grid: tuple[int, ...] = ()  # of a recurrent part that is wired by distance
     rate: float = 0.0  # of dropout
+    fires: bool = True  # whether neurons follow
 
 
 def parse(text: str) -> tuple[Part, ...]:
@@ -63,11 +65,11 @@ def parse(text: str) -> tuple[Part, ...]:
             grid = tuple(map(int, found["grid"].split("x")))
             part = Part(word, "recurrent", math.prod(grid), grid=grid)
         elif found["rate"]:
-            part = Part(word, "dropout", 1, rate=float(found["rate"]))
+            part = Part(word, "dropout", 1, rate=float(found["rate"]), fires=False)
         elif found["channels"]:
             part = Part(word, "conv", int(found["channels"]), int(found["kernel"]), int(found["padding"] or 0))
         else:
-            part = Part(word, "pool", int(found["pool"]))
+            part = Part(word, "pool", int(found["pool"]), fires=bool(found["fires"]))
         if part.size < 1 or (part.kind == "conv" and part.kernel < 1):
             raise RuleError(f"network {text!r}: {word!r} has a size of 0; {_UNDERSTOOD}")
         parts.append(part)
@@ -137,7 +139,7 @@ def network(
             made = _maps(part, shape, where)
             net.add_module(f"{part.kind}{place}", _over_maps(part, rule, shape[0], pool_gain))
             shape = made
-        if part.kind not in ("pool", "dropout"):
+        if part.fires:
             net.add_module(f"neuron{place}", _neuron(part, next(neurons), where, f"neuron{place}", inhibition if place == len(parts) else 0.0))
     functional.set_step_mode(net, "m")
     if rule.capabilities.signal == "times":
@@ -152,7 +154,7 @@ def network(
 
 def _rules(text: str, parts: Sequence[Part], rule: LearningRule, thresholds: Sequence[float] | None) -> Iterator[LearningRule]:
     """The rule of each layer of neurons."""
-    layers = sum(part.kind not in ("pool", "dropout") for part in parts)
+    layers = sum(part.fires for part in parts)
     if thresholds is None:
         return iter([rule] * layers)
     if len(thresholds) != layers:
@@ -180,6 +182,8 @@ def _neuron(part: Part, rule: LearningRule, where: str, path: str, inhibition: f
     if rule.capabilities.signal == "times":  # `convert` fuses whatever neuron stands here with its synapse
         if part.kind == "recurrent":
             raise RuleError(f"{where} is recurrent, but {rule.name!r} sends each spike time forward, once; write '{part.size}', or another rule")
+        if part.kind == "pool":
+            raise RuleError(f"{where} has neurons, but {rule.name!r} has none without weights of their own; write 'P{part.size}', or another rule")
         return RuleNode("surrogate")
     if part.kind == "recurrent" or inhibition:
         check_recurrent(rule, where.rstrip(","))

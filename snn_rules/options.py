@@ -9,7 +9,7 @@ NetworkOption = Annotated[
     str,
     typer.Option(
         help="Layers after the input, joined by '-': 400 dense, R400 recurrent, R5x5x16 sparsely so, 15C5 convolution, 12C5p1 padded, P2 pooling, "
-        "D0.2 dropout. Ends in the classes."
+        "P2n pooling by neurons, D0.2 dropout. Ends in the classes."
     ),
 ]
 DatasetOption = Annotated[

@@ -69,7 +69,21 @@ def test_layers_of_spike_times() -> None:
     assert net.neuron1.rule.v_threshold == 0.5
 
 
+def test_pooling_by_neurons() -> None:
+    net = network("2C3-P2n-10", "strsbp", (1, 6, 6), classes=10, thresholds=[1, 0.1, 5])
+    assert kinds(net) == ["Conv2d", "RuleNode", "AvgPool2d", "RuleNode", "Flatten", "Linear", "RuleNode"]
+    assert net.neuron2.rule.v_threshold == 0.1 and net.neuron2.path == "neuron2"
+    net.conv1.weight.data.abs_()
+    x = torch.rand(20, 3, 1, 6, 6)
+    spikes: list[torch.Tensor] = []
+    net.neuron2.register_forward_hook(lambda _, args, out: spikes.append(out))
+    net(x).sum().backward()
+    assert set(spikes[0].unique().tolist()) == {0.0, 1.0} and bool((net.conv1.weight.grad != 0).all())
+    assert [part.fires for part in parse("2C3-P2-P2n-D0.1-4")] == [True, False, True, False, True]
+
+
 REFUSALS = [
+    ("4C3-P2n-10", {"rule": "stdbp", "mode": "event"}, (1, 8, 8), "part 2, 'P2n', has neurons, but 'stdbp' has none without weights"),
     ("R10-10", {"rule": "stdbp", "mode": "event"}, (4,), "part 1, 'R10', is recurrent, but 'stdbp' sends each spike time forward"),
     ("4C3-10", {"rule": "tssl"}, (16,), "part 1, '4C3', needs feature maps [C, H, W], but what comes in has 16 neurons in a row"),
     ("20-P2-10", {"rule": "tssl"}, (1, 8, 8), "part 2, 'P2', needs feature maps"),
