@@ -59,7 +59,7 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 """
 
 
-_LARGE = 32 << 20  # bytes of an output that no cache holds
+_LARGE = 4 << 20  # bytes of an output that is written past the caches, in which it would crowd out what else a layer reads
 _CACHE = 512 * 1024  # of scratch a thread: a part of its second-level cache
 _WHOLE = 2048  # values of a neuron up to which a train is walked back in one piece: of four vectors, they fill the cache
 _LONG = 512  # steps, likewise: chunks of longer trains would be narrow, and memory is read by whole pages
