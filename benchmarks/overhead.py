@@ -58,12 +58,12 @@ def medians(runs: dict[str, Callable[[], object]], between: Callable[[], object]
 
 def kernels_of(node: snn_rules.RuleNode, x: torch.Tensor, g: torch.Tensor) -> Callable[[], object]:
     """The compiled functions, on the tensors that the node gave them."""
-    seen: list[tuple[int, dict[str, torch.Tensor | None], int, int]] = []
+    seen: list[tuple[int, list[torch.Tensor | None], int, int]] = []
     loaded = compiled.kernels(node.rule, len(x), dtype=torch.float32)
     whole = compiled.Kernels.__call__
 
-    def recording(self: compiled.Kernels, index: int, tensors: dict[str, torch.Tensor | None], T: int, M: int) -> int:
-        seen.append((index, dict(tensors), T, M))  # which keeps them alive
+    def recording(self: compiled.Kernels, index: int, tensors: list[torch.Tensor | None], T: int, M: int) -> int:
+        seen.append((index, tensors, T, M))  # which keeps them alive
         return whole(self, index, tensors, T, M)
 
     compiled.Kernels.__call__ = recording  # type: ignore[method-assign]
@@ -74,8 +74,8 @@ def kernels_of(node: snn_rules.RuleNode, x: torch.Tensor, g: torch.Tensor) -> Ca
     node.reset()
     calls = []
     for index, tensors, T, M in seen:
-        function, names, pack = loaded._run[index]
-        calls.append((function, pack(*[0 if (t := tensors.get(name)) is None else t.data_ptr() for name in names]), T, M))
+        function, _, pack = loaded._run[index]
+        calls.append((function, pack(*[0 if t is None else t.data_ptr() for t in tensors]), T, M))
     return lambda: ([function(pointers, T, M, 1) for function, pointers, T, M in calls], seen)
 
 

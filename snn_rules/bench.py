@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
-from torch import Tensor, nn
+from torch import nn
 
 from .kernels import build, compiled
 from .kernels import program as plans
@@ -100,12 +100,12 @@ def _kernels(rule: LearningRule, T: int, M: int) -> list[tuple[str, Callable[[],
     """(name, call, values moved) of each kernel, over `T` steps of `M` neurons."""
     run = compiled.kernels(rule, T, torch.float32)
     x, g, out = torch.randn(T, M), torch.randn(T, M), torch.empty(T, M)
-    after = {pointer: torch.empty(M) for pointer in run.program.outs}
+    held, after = [x, None, *(None for _ in rule.state)], [torch.empty(M) for _ in rule.state]
     made: list[tuple[str, Callable[[], object], int]] = []
-    made.append(("forward", lambda: run(0, {"x": x, "s": out, **after}, T, M), 2 * T * M + len(after) * M))
+    made.append(("forward", lambda: run(0, [*held, out, *after, None], T, M), 2 * T * M + len(after) * M))
     for k, stage in enumerate(run.program.stages):
-        left = {f"c_{name}": torch.empty(M) for name in stage.writes}
-        given: dict[str, Tensor | None] = {"x": x, "g": g, "dx": out, **left, **{f"n_{name}": torch.zeros(M) for name in stage.neurons}}
+        neurons, left = [torch.zeros(M) for _ in stage.neurons], [torch.empty(M) for _ in stage.writes]
+        given = [*held, None, g, out, *neurons, None, *left]
         made.append((f"backward {k}", lambda k=k, given=given: run(k + 1, given, T, M), 3 * T * M + len(left) * M))  # type: ignore[misc]
     return made
 

@@ -141,13 +141,12 @@ class RuleNode(neuron.BaseNode):
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
     def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, State]:
-        record = "v" if self.store_v_seq else None
-        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._warn_silent, record)
+        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._warn_silent, self.store_v_seq)
         spikes = run(job, x)
         if not job.finite:
             self._check_finite(x, job.state)
         if self.store_v_seq:
-            self.v_seq = torch.stack(job.recorded)
+            self.v_seq = job.recorded
         return spikes, job.state
 
     def _compiled_forward(self, x: Tensor) -> Tensor:

@@ -46,13 +46,12 @@ def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | 
     state = dict(zip(node._memories, states, strict=True))
     if not isinstance(y, Tensor) or y.shape != x.shape[1:]:
         y = torch.zeros_like(x[0], dtype=dtype)
-    job = Job(node.rule, {**state, "y": y.detach().to(dtype)}, node._report, node._warn_silent)
-    job.record = "v" if node.store_v_seq else None
+    job = Job(node.rule, {**state, "y": y.detach().to(dtype)}, node._report, node._warn_silent, node.store_v_seq)
     spikes = run(job, x.to(dtype), weight.to(dtype), None if x_weights is None else x_weights.to(dtype))
     if not job.finite:
         node._check_finite(x, job.state)
     if node.store_v_seq:
-        node.v_seq = torch.stack(job.recorded)
+        node.v_seq = job.recorded
     node._memories.update((name, job.state[name]) for name in node._memories)
     node._report.last = job.state["v"]
     return spikes.to(x.dtype), job.state["y"].to(x.dtype)

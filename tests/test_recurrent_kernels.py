@@ -65,15 +65,15 @@ def run(by: Eager, rule: LearningRule, x: Tensor, g: Tensor, weight: Tensor, sta
     """What must be equal, and what must be so to round-off."""
     if by.derives or rule.sweeps:
         weight = weight * rule.gain
-        spikes, after, tape, recorded = by.forward(rule, x, state, weight, "v")
+        spikes, after, tape, recorded = by.forward(rule, x, state, weight, True)
         dx, dx_weights, d_weight, neurons = by.recurrent_backward(rule, tape, g, weight)
         carried = {name: neurons[name] for one in rule.sweeps for name in one.carry if isinstance(neurons[name], Tensor)}
     else:  # the adjoint by autograd
         x, leaf = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        spikes, after, _, recorded = by.forward(rule, x, state, leaf * rule.gain, "v")
+        spikes, after, _, recorded = by.forward(rule, x, state, leaf * rule.gain, True)
         dx, d_weight = torch.autograd.grad(spikes, (x, leaf), g)
         dx_weights, carried, d_weight = dx, {}, d_weight / rule.gain
-    exact = {"spikes": spikes, "recorded": torch.stack(recorded), **after}
+    exact = {"spikes": spikes, "recorded": recorded, **after}
     return {n: t.detach() for n, t in exact.items()}, {"dx": dx, "dx for weights": dx_weights, "dweight": d_weight, **carried}
 
 
@@ -179,7 +179,8 @@ def test_torch_compile_goes_around_it(name: str) -> None:
 def test_nothing_is_kept_without_a_gradient() -> None:
     for name in ("tssl", "strsbp"):
         rule, x, weight = snn_rules.get_rule(name), torch.rand(5, 2, 7), torch.rand(7, 7)
-        kept = [Compiled().forward(rule, x, {}, weight, None, learns)[2].neurons for learns in (True, False)]
+        tapes = [Compiled().forward(rule, x, {}, weight, learns=learns)[2] for learns in (True, False)]
+        kept = [dict(zip(tape.about, tape.values, strict=True)) for tape in tapes]
         assert {"before"} < kept[0].keys() - kept[1].keys()
         assert not any(value.dim() == 3 for value in kept[1].values())
 

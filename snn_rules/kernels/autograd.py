@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,8 +36,8 @@ class Job:
     state: State
     report: Report
     notify: Callable[[], None]  # called when the first backward pass gives a gradient of exactly zero
-    record: str | None = None  # the state whose values are kept at each step
-    recorded: list[Tensor] = field(default_factory=list)
+    record: bool = False  # keep the potential at each step,
+    recorded: Tensor | None = None  # `[T, N, *]`
     finite: bool | None = None  # of the state afterwards; None: the executor has not looked
     run_by: Eager = _NONE
 
@@ -63,7 +63,7 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     Afterwards `job.state` is the state after the last step, detached.
     """
     job.run_by = executor(job.rule, x, recurrent=weight is not None)
-    if (dtype := x.dtype) is not (inside := state_dtype(x)) and not (job.run_by.converts and weight is None and job.record in (None, "v")):
+    if (dtype := x.dtype) is not (inside := state_dtype(x)) and not (job.run_by.converts and weight is None):
         return run(job, x.to(inside), weight, x_weights).to(dtype)
     recurrent: tuple[Tensor | None, ...] = ()
     if weight is None:
@@ -80,7 +80,7 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
         return spikes
     spikes, _ = job.forward(x, weight)  # the adjoint is derived: autograd walks back through the steps
     job.state = {name: value.detach() for name, value in job.state.items()}
-    job.recorded = [value.detach() for value in job.recorded]
+    job.recorded = None if job.recorded is None else job.recorded.detach()
     return spikes
 
 
@@ -90,9 +90,8 @@ class _Learn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, job: Job, weight: Tensor | None = None, x_weights: Tensor | None = None) -> Tensor:
         spikes, tape = job.forward(x, weight)
-        tensors, ctx.layout = tape.flatten()
-        ctx.save_for_backward(weight, *tensors)
-        ctx.job = job
+        ctx.save_for_backward(weight, *tape.values)
+        ctx.job, ctx.about = job, tape.about
         return spikes
 
     @staticmethod
@@ -101,8 +100,8 @@ class _Learn(torch.autograd.Function):
 
 
 def _walk_back(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    job, (weight, *tensors) = ctx.job, ctx.saved_tensors
-    tape = Tape.unflatten(tensors, ctx.layout)
+    job, (weight, *values) = ctx.job, ctx.saved_tensors
+    tape = Tape(values, ctx.about)
     if weight is None:
         dx, neurons = job.run_by.backward(job.rule, tape, g)
         job.passed(dx, neurons)

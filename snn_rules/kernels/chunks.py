@@ -40,20 +40,23 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 {choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
   width = width < share ? width : share; width = width < 1 ? 1 : width;
   const int64_t chunks = (M + width * L - 1) / (width * L);
-  int wrong = 0;
   const bool stream = {stream};
-#pragma omp parallel num_threads(threads) reduction(|:wrong)
-  {{
+  const auto some = [=](int64_t first, int64_t last) {{
     Flush flush; (void)flush;
-{allocate}#pragma omp for schedule(static)
-    for (int64_t i = 0; i < chunks; ++i) {{
+    int wrong = 0;
+{allocate}    for (int64_t i = first; i < last; ++i) {{
       const int64_t j0 = i * width * L, left = M - j0;
       const int nc = left >= width * L ? width : (left + L - 1) / L;
       wrong |= left < nc * L ? {name}_chunk<Part>(p, T, M, j0, nc, sc)
                : stream ? {name}_chunk<Stream>(p, T, M, j0, nc, sc) : {name}_chunk<Quick>(p, T, M, j0, nc, sc);
     }}
     free(sc);
-  }}
+    return wrong;
+  }};
+  if (threads == 1) return some(0, chunks);  // a team of one costs system calls
+  int wrong = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(|:wrong)
+  for (int k = 0; k < threads; ++k) wrong |= some(chunks * k / threads, chunks * (k + 1) / threads);
   return wrong;
 }}
 """

@@ -36,10 +36,10 @@ class Kernels:
             function.restype = ctypes.c_int
             self._run.append((function, source.pointers, Struct(f"{len(source.pointers)}P").pack))
 
-    def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> int:
-        """Run kernel `index` (0: forward, k: the k-th walk back); a name without a tensor is a null pointer."""
-        (function, names, pack), at = self._run[index], tensors.get
-        pointers = pack(*[0 if (t := at(name)) is None else t.data_ptr() for name in names])
+    def __call__(self, index: int, tensors: Sequence[Tensor | None], T: int, M: int) -> int:
+        """Run kernel `index` (0: forward, k: the k-th walk back) on the tensors of `program.pointers`; None is a null pointer."""
+        function, _, pack = self._run[index]
+        pointers = pack(*[0 if tensor is None else tensor.data_ptr() for tensor in tensors])
         threads = torch.get_num_threads() if T * M >= PARALLEL else 1
         return int(function(pointers, T, M, threads))
 

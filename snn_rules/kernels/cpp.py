@@ -25,7 +25,7 @@ class Source:
 def forward(program: Program, steps: int | None = None) -> Source:
     """Spikes and the state after the last step. Returns 1 where a state is not finite."""
     states = list(program.rule.state)
-    pointers = ("x", "late", "s", *(f"in_{n}" for n in states), *(f"out_{n}" for n in states), "record")
+    pointers = program.pointers[0]
     text = _begin(program) + _ahead(program) + "  ahead(0, T, NO{}, NO{});\n" + _finals(states)
     return Source("forward", kernel("forward", pointers, text, steps=steps), pointers)
 
@@ -33,17 +33,7 @@ def forward(program: Program, steps: int | None = None) -> Source:
 def backward(program: Program, index: int, steps: int | None = None) -> Source:
     """A part of the backward pass: `dx` if it is the last, and values of each neuron."""
     stage, states, name = program.stages[index], list(program.rule.state), f"backward{index}"
-    pointers = (
-        "x",
-        "late",
-        "sent",
-        "g",
-        "dx",
-        *(f"in_{n}" for n in states),
-        *(f"n_{n}" for n in stage.neurons),
-        "n_scale",
-        *(f"c_{n}" for n in stage.writes),
-    )
+    pointers = program.pointers[1 + index]
     text = _begin(program, stage) + _ahead(program, stage)
     if stage.back:
         text += _there_and_back(program, stage)

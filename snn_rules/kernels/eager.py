@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor
 from ..rule import LearningRule, Sweep, Values
 
 State = dict[str, Tensor]
-Layout = tuple[dict[str, int], tuple[str, ...], Any]  # of a tape: values of each step, values of each neuron, its kernels
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
@@ -25,22 +23,11 @@ def state_dtype(x: Tensor) -> torch.dtype:
 
 @dataclass(slots=True)
 class Tape:
-    """What the backward pass needs: values of each step (lists over time) and values of each neuron."""
+    """What the backward pass needs."""
 
-    steps: dict[str, list[Tensor]] = field(default_factory=dict)
-    neurons: State = field(default_factory=dict)
-    run: Any = None  # the kernels that made it
+    values: Sequence[Any]  # tensors; None where a state was at rest
+    about: Any  # what the executor has to know of them
     finite: bool | None = None  # of the state after the last step, where the executor has looked
-
-    def flatten(self) -> tuple[list[Tensor], Layout]:
-        """The tensors, and what it takes to put them back in place."""
-        tensors = [value for values in self.steps.values() for value in values]
-        return [*tensors, *self.neurons.values()], ({name: len(values) for name, values in self.steps.items()}, tuple(self.neurons), self.run)
-
-    @classmethod
-    def unflatten(cls, tensors: Sequence[Tensor], layout: Layout) -> Tape:
-        (lengths, names, run), rest = layout, iter(tensors)
-        return cls({name: list(islice(rest, length)) for name, length in lengths.items()}, dict(zip(names, rest, strict=True)), run)
 
 
 class Eager:
@@ -52,9 +39,9 @@ class Eager:
     why = "the reference: torch operations, one time step after another"
 
     def forward(
-        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: str | None = None, learns: bool = True
-    ) -> tuple[Tensor, State, Tape, list[Tensor]]:
-        """Spikes `[T, N, *]`, the state after the last step, the tape, and the values of the state named by `record`.
+        self, rule: LearningRule, x: Tensor, state: State, weight: Tensor | None = None, record: bool = False, learns: bool = True
+    ) -> tuple[Tensor, State, Tape, Tensor | None]:
+        """Spikes `[T, N, *]`, the state after the last step, the tape, and on `record` the potential at each step, `[T, N, *]`.
 
         Where it `learns` not, no backward pass will follow: the tape may be empty.
 
@@ -76,27 +63,29 @@ class Eager:
         drive = x if rule.gain == 1.0 else x * rule.gain
         arriving = drive if sent is x else sent * rule.gain
         y = y_before = given("y", x.shape[1:]) if weight is not None else None
-        tape, spikes, recorded = Tape({"x": list(drive.unbind(0))}), [], []
+        steps, spikes, recorded = dict[str, list[Tensor]](), [], []
         for x_t in arriving.unbind(0):
             if weight is not None:
                 x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
             s, rule_state, saved = rule.step(SimpleNamespace(**rule_state), x_t)
             spikes.append(s)
             for name, value in saved.items():
-                tape.steps.setdefault(name, []).append(value)
+                steps.setdefault(name, []).append(value)
             if record:
-                recorded.append(rule_state[record])
+                recorded.append(rule_state["v"])
             y = s
-        tape.steps["s"] = spikes
-        tape.neurons = dict(rule_state)
+        neurons = dict(rule_state)
         if weight is not None:
-            tape.neurons["y"] = y_before  # type: ignore[assignment]
+            neurons["y"] = y_before  # type: ignore[assignment]
             state_after["y"] = spikes[-1]
-        return torch.stack(spikes), {**rule_state, **state_after}, tape, recorded
+        train = torch.stack(spikes)
+        kept = {"x": drive, **{name: torch.stack(values) for name, values in steps.items()}, "s": train} if rule.sweeps else {}
+        tape = Tape([*kept.values(), *neurons.values()], (tuple(kept), tuple(neurons)))
+        return train, {**rule_state, **state_after}, tape, torch.stack(recorded) if record else None
 
     def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
         """`dL/dx[T, N, *]` from `g = dL/ds`, and the values of each neuron that the sweeps left behind."""
-        steps, neurons = {**tape.steps, "g": list(g.unbind(0))}, dict(tape.neurons)
+        steps, neurons = _steps_and_neurons(tape, g)
         for sweep in rule.sweeps:
             self.walk(rule, sweep, steps, neurons)
         dx = steps["dx"]
@@ -106,7 +95,7 @@ class Eager:
 
     def recurrent_backward(self, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
         """As `backward`, for a recurrent layer: `dL/dx` for errors, `dL/dx` for weights, `dL/dweight`, values."""
-        steps, neurons = {**tape.steps, "g": list(g.unbind(0))}, dict(tape.neurons)
+        steps, neurons = _steps_and_neurons(tape, g)
         s_before = torch.stack([neurons.pop("y"), *steps["s"][:-1]])
         bptt = type(rule).couple is LearningRule.couple
         # what a neuron is sent at step t, before delays: from below, and from its own layer
@@ -151,3 +140,9 @@ class Eager:
         zero = torch.zeros_like(dx[0])
         sent = torch.stack((dx[rule.delay :] + [zero] * rule.delay)[: len(dx)])
         return sent if rule.gain == 1.0 else sent * rule.gain
+
+
+def _steps_and_neurons(tape: Tape, g: Tensor) -> tuple[dict[str, list[Tensor]], State]:
+    """The values of each step, lists over time, and those of each neuron."""
+    (steps, neurons), values = tape.about, iter(tape.values)
+    return {"g": list(g.unbind(0)), **{name: list(next(values).unbind(0)) for name in steps}}, dict(zip(neurons, values, strict=True))

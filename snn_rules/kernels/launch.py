@@ -8,7 +8,7 @@ neurons than `SCRATCH` bytes hold, a backward pass is several launches, one afte
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -89,16 +89,17 @@ class Kernels(Module):
         super().__init__(for_gpu(plan), dtype, device, repr(plan.rule.name))
         self.program = plan
 
-    def __call__(self, index: int, tensors: dict[str, Tensor | None], T: int, M: int) -> None:
-        """Run kernel `index` (0: forward, k: the k-th walk back) on the current stream."""
-        kernel, like = self.kernels[index], tensors["x"]
-        assert like is not None
-        width = self._width(kernel, T, M, state_dtype(like).itemsize)
+    def __call__(self, index: int, tensors: Sequence[Tensor | None], T: int, M: int) -> None:
+        """Run kernel `index` (0: forward, k: the k-th walk back) on the tensors of `program.pointers`, on the current stream."""
+        kernel, x = self.kernels[index], tensors[0]
+        assert x is not None
+        named = dict(zip(self.program.pointers[index], tensors, strict=True))
+        width = self._width(kernel, T, M, state_dtype(x).itemsize)
         if kernel.scratch:
-            tensors = {**tensors, "scratch": like.new_empty(T, kernel.scratch, width, dtype=state_dtype(like))}
+            named["scratch"] = x.new_empty(T, kernel.scratch, width, dtype=state_dtype(x))
         for j0 in range(0, M, width):
             W = min(width, M - j0)
-            self.launch(index, {"x": like, **tensors}, {"T": T, "M": M, "j0": j0, "W": W}, W)
+            self.launch(index, named, {"T": T, "M": M, "j0": j0, "W": W}, W)
 
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""

@@ -49,14 +49,12 @@ class Program:
         return 1.0 if self.recurrent else self.rule.gain
 
     @cached_property
-    def ins(self) -> dict[str, str]:
-        """The pointers to the states before the first step, by the states' names."""
-        return {name: f"in_{name}" for name in self.rule.state}
-
-    @cached_property
-    def outs(self) -> tuple[str, ...]:
-        """The pointers to the states after the last step."""
-        return tuple(f"out_{name}" for name in self.rule.state)
+    def pointers(self) -> tuple[tuple[str, ...], ...]:
+        """What the kernels of whole trains are given, in order: the forward one, then those of the stages."""
+        before, after = ([f"{prefix}_{name}" for name in self.rule.state] for prefix in ("in", "out"))
+        ahead = ("x", "late", *before, "s", *after, "record")
+        back = ([*(f"n_{name}" for name in stage.neurons), "n_scale", *(f"c_{name}" for name in stage.writes)] for stage in self.stages)
+        return (ahead, *(("x", "late", *before, "sent", "g", "dx", *names) for names in back))
 
     @property
     def sent(self) -> str:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def forward(
-    by: ByKernels, rule: LearningRule, x: Tensor, state: State, weight: Tensor, record: str | None, learns: bool
-) -> tuple[Tensor, State, Tape, list[Tensor]]:
+    by: ByKernels, rule: LearningRule, x: Tensor, state: State, weight: Tensor, record: bool, learns: bool
+) -> tuple[Tensor, State, Tape, Tensor | None]:
     """As `Eager.forward` for a recurrent layer: the same spikes and states."""
     x, empty = x.contiguous(), by.memory(x)
     T, M, features = x.shape[0], x[0].numel(), weight.shape[0]
@@ -47,20 +47,21 @@ def forward(
         step(t)
     if "sent" in kept:  # the last spikes are sent, too
         torch.add(x[-1] if rule.gain == 1.0 else x[-1] * rule.gain, torch.mm(said, back).view_as(x[-1]), out=kept["sent"][-1])
-    tape = Tape(neurons={**kept, **{f"in_{n}": v for n, v in first.items()}, **{f"f_{n}": v for n, v in after.items()}})
+    held = {**kept, **{f"in_{n}": v for n, v in first.items()}, **{f"f_{n}": v for n, v in after.items()}}
     queue = {"late": torch.cat([late["late"], x])[T:].clone() if rule.delay > T else x[T - rule.delay :].clone()} if rule.delay else {}
-    return spikes, {**after, **queue, "y": y}, tape, [value for values in recorded.values() for value in values.unbind(0)]
+    return spikes, {**after, **queue, "y": y}, Tape([*held.values()], tuple(held)), recorded.get("record")
 
 
 @torch.no_grad()
 def backward(by: ByKernels, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
     """As `Eager.recurrent_backward`."""
-    run, kept, T = by.load(rule, g, recurrent=True), tape.neurons, g.shape[0]
+    run, kept, T = by.load(rule, g, recurrent=True), dict(zip(tape.about, tape.values, strict=True)), g.shape[0]
     after = {name: kept[f"f_{name}"] for name in rule.state}
     dx, scales = _longer(by, g, rule.delay), None
     arrived = dx[:T]  # the gradient of what arrives; that of what is sent is `delay` steps further on
     if run.program.coupled:
-        neurons = by.walk_back(run, rule, {"x": kept["a"], **kept, "g": g, "dx": arrived})
+        held = [kept["a"], None, *(kept.get(f"in_{name}") for name in rule.state)]
+        neurons = by.walk_back(run, rule, held, g, arrived, kept.get("sent"))
         scales = rule.couple(weight, arrived, kept["before"], SimpleNamespace(T=T, **{**after, **neurons}))
     else:
         walk = run.program.stages[0].back

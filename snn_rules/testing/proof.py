@@ -105,11 +105,11 @@ def recurrent_agreement(
     state = by_cpu.forward(rule, before, {}, weight)[1] if warm else {}
 
     def run(executor: ByKernels) -> dict[str, Tensor]:
-        spikes, after, tape, recorded = executor.forward(rule, x, state, weight, "v" if "v" in rule.state else None)
+        spikes, after, tape, recorded = executor.forward(rule, x, state, weight, "v" in rule.state)
         dx, dx_weights, d_weight, neurons = executor.recurrent_backward(rule, tape, g, weight)
         made = {"spikes": spikes, "dx": dx, "dx for weights": dx_weights, "dweight": d_weight}
         made |= {f"state {n}": t for n, t in after.items()} | {f"value {n}": t for n, t in neurons.items()}
-        return made | ({"recorded": torch.stack(recorded)} if recorded else {})
+        return made | ({"recorded": recorded} if recorded is not None else {})
 
     with fake_cupy.installed(arch):
         found = run(Launched())
@@ -118,7 +118,7 @@ def recurrent_agreement(
 
 
 def _both(executor: ByKernels, rule: LearningRule, x: Tensor, g: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    spikes, after, tape, recorded = executor.forward(rule, x, state, record="v" if "v" in rule.state else None)
+    spikes, after, tape, recorded = executor.forward(rule, x, state, record="v" in rule.state)
     dx, neurons = executor.backward(rule, tape, g)
     made = {"spikes": spikes, "dx": dx, **{f"state {n}": t for n, t in after.items()}, **{f"value {n}": t for n, t in neurons.items()}}
-    return made | ({"recorded": torch.stack(recorded)} if recorded else {})
+    return made | ({"recorded": recorded} if recorded is not None else {})
