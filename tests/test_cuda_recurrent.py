@@ -23,7 +23,7 @@ RULES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("surrogate", {}, {"scale": 2.0}), ("surrogate", {"surrogate": "atan", "reset": "subtract"}, {"scale": 2.0}),
     ("tssl", {}, {}), ("tssl", {"psc": "output", "dadt": "shift", "decay_input": True}, {"scale": 5.0}),
     ("strsbp", {"v_threshold": 2.0}, {"scale": 4.0}), ("strsbp", {"v_threshold": 2.0, "delay": 0, "gradient": "paper"}, {"scale": 4.0}),
-    ("strsbp", {"v_threshold": 2.0, "delay": 3, "solver": "taylor"}, {"scale": 4.0}),
+    ("strsbp", {"v_threshold": 2.0, "delay": 3, "solver": "exact"}, {"scale": 4.0}),
     ("stdbp", {}, {"scale": 0.2, "warm": False}), ("stdbp", {"revive": 1.0}, {"scale": 0.1, "warm": False}),
 ]  # fmt: skip
 

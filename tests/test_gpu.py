@@ -117,7 +117,7 @@ def test_half_precision_outside_single_inside(dtype: torch.dtype) -> None:
 
 RECURRENT: list[tuple[str, dict[str, Any], float]] = [
     ("surrogate", {}, 2.0), ("tssl", {}, 1.0), ("tssl", {"psc": "output", "decay_input": True}, 5.0), ("stdbp", {"revive": 1.0}, 0.1),
-    ("strsbp", {"v_threshold": 2.0}, 4.0), ("strsbp", {"v_threshold": 2.0, "delay": 0, "gradient": "paper", "solver": "taylor"}, 4.0),
+    ("strsbp", {"v_threshold": 2.0}, 4.0), ("strsbp", {"v_threshold": 2.0, "delay": 0, "gradient": "paper", "solver": "exact"}, 4.0),
 ]  # fmt: skip
 
 

@@ -32,7 +32,9 @@ class STRSBP(LearningRule):
     gradient: str = parameter(
         "adjoint", "", "of a recurrent layer's weights: the total derivative, or Eq. 28 to the letter", choices=("adjoint", "paper")
     )
-    solver: str = parameter("exact", "", "of Eq. 20: a linear solve, or its first-order Taylor expansion", choices=("exact", "taylor"))
+    solver: str = parameter(
+        "taylor", "", "of Eq. 20: the first-order Taylor expansion of the inverse, or a linear solve", choices=("taylor", "exact")
+    )
     silent: str = parameter("expected", "", "neurons without a spike: their expected effect, or the formula's limit", choices=("expected", "zero"))
     rate: float = parameter(0.5, "spikes/step", "of the Poisson input code at a pixel of 1", low=0.0, high=1.0)
     desired: float = parameter(35.0, "spikes", "count wanted of the class, in 400 steps (scales with T)", low=0.0)
@@ -78,15 +80,15 @@ class STRSBP(LearningRule):
 
     def couple(self, weight: Tensor, dx: Tensor, s_before: Tensor, sums: Any) -> tuple[Tensor, Tensor]:
         """z = (Omega - Theta)^-T delta of a recurrent layer, sample by sample (Eqs. 19, 20)."""
-        e = torch.einsum("tni,tnp->nip", dx, s_before)  # S-PSPs within the layer; a matrix a sample is large, so it is worked on in place
-        silent = (dx[1:].sum(0) / sums.T).unsqueeze(-1) if self.silent == "expected" else 0.0  # heard a step later
-        o = sums.o.unsqueeze(-2)
-        theta = torch.where(o > 0, e.div_(o.clamp(min=1)), silent).mul_(weight / self.v_threshold)  # Eq. 19, with Eq. 27
-        alone = sums.delta / sums.omega
-        if self.solver == "taylor":  # (Omega - Theta)^-1 = Omega^-1 + Omega^-1 Theta Omega^-1 + ...
-            z = alone + (theta.mT @ alone.unsqueeze(-1)).squeeze(-1) / sums.omega
+        alone, o, expected = sums.delta / sums.omega, sums.o, float(self.silent == "expected")
+        if self.solver == "taylor":  # (Omega - Theta)^-1 = Omega^-1 + Omega^-1 Theta Omega^-1 + ..., for which Theta is not built
+            heard = (alone * dx) @ weight
+            coupled = torch.where(o > 0, (heard * s_before).sum(0) / o.clamp(min=1), expected / sums.T * heard[1:].sum(0))
+            z = alone + coupled / (self.v_threshold * sums.omega)
         else:
-            matrix = theta.neg_()
+            e = torch.einsum("tni,tnp->nip", dx, s_before)  # S-PSPs within the layer; a matrix a sample is large, so it is worked on in place
+            silent = (expected / sums.T * dx[1:].sum(0)).unsqueeze(-1)  # heard a step later
+            matrix = torch.where(o.unsqueeze(-2) > 0, e.div_(o.unsqueeze(-2).clamp(min=1)), silent).mul_(-weight / self.v_threshold)  # -Theta
             matrix.diagonal(dim1=-2, dim2=-1).add_(sums.omega)
             z = torch.linalg.solve(matrix.mT, sums.delta)
         return z, z if self.gradient == "adjoint" else alone
