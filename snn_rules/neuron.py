@@ -97,16 +97,16 @@ class RuleNode(neuron.BaseNode):
             return self._compiled_forward(x_seq)
         if torch._C._are_functorch_transforms_active():
             return Layer.apply(x_seq.to(state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
-        given = self._given(tuple(self._memories.values()))
+        given = self._given(dict(self._memories))
         self._check(x_seq, "m", states=given)
-        spikes, after = self._run(x_seq, self.materialize_states((x_seq,), given, "m"))
+        spikes, after = self._run(x_seq, given)
         self._memories.update(after)
         self._report.last = after["v"]
         return spikes
 
-    def _given(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _given(self, states: dict[str, Any]) -> dict[str, Any]:
         """The states to start from: those at hand, or where the layer runs again for `torch.utils.checkpoint`, those of the first run."""
-        report, goes_on = self._report, states[0] is self._report.last
+        report, goes_on = self._report, states["v"] is self._report.last
         if not _in_backward():
             report.first, report.calls = states, report.calls + 1 if goes_on else 1
         elif goes_on and report.calls > 1:
@@ -121,8 +121,9 @@ class RuleNode(neuron.BaseNode):
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        self._check(inputs[0], "m", states=states)
-        spikes, after = self._run(inputs[0], states)
+        given = dict(zip(self._memories, states, strict=True))
+        self._check(inputs[0], "m", states=given)
+        spikes, after = self._run(inputs[0], given)
         return (spikes,), tuple(after[name] for name in self._memories)
 
     def single_step_functional_forward(
@@ -135,13 +136,13 @@ class RuleNode(neuron.BaseNode):
                 f"{self._where()} is in step mode 's', but {self.rule.name!r} learns from the whole spike train: "
                 f"call functional.set_step_mode(net, 'm') and pass [T, N, *]"
             )
-        state = dict(zip(self._memories, states, strict=True))
+        state = self._state(x, dict(zip(self._memories, states, strict=True)), "s")
         spikes, after, _, _ = _STEPWISE.forward(self.rule, x.to(state_dtype(x)).unsqueeze(0), state)
         self._check_finite(x, after)
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
-    def _run(self, x: Tensor, states: tuple[Any, ...]) -> tuple[Tensor, State]:
-        job = Job(self.rule, dict(zip(self._memories, states, strict=True)), self._report, self._warn_silent, self.store_v_seq)
+    def _run(self, x: Tensor, states: dict[str, Any]) -> tuple[Tensor, State]:
+        job = Job(self.rule, self._state(x, states), self._report, self._warn_silent, self.store_v_seq)
         spikes = run(job, x)
         if not job.finite:
             self._check_finite(x, job.state)
@@ -160,26 +161,25 @@ class RuleNode(neuron.BaseNode):
 
     def _tensors(self, x: Tensor) -> list[Tensor]:
         """The states to start from, all as tensors."""
-        states = self.materialize_states((x,), tuple(self._memories.values()), "m")
-        shapes = [(self.rule.delay, *x.shape[1:]) if name == "late" else x.shape[1:] for name in self._memories]
+        state = self._state(x, self._memories)
+        shapes = {name: (self.rule.delay, *x.shape[1:]) if name == "late" else x.shape[1:] for name in self._memories}
+        start, dtype = self.rule.state, state_dtype(x)
         return [
-            value if isinstance(value, Tensor) else torch.full(shape, value, dtype=state_dtype(x), device=x.device)
-            for value, shape in zip(states, shapes, strict=True)
+            state[name] if name in state else torch.full(shape, start.get(name, 0.0), dtype=dtype, device=x.device) for name, shape in shapes.items()
         ]
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
-        if not any([isinstance(value, Tensor) for value in states]):
-            return states
-        x, shape = inputs[0], inputs[0].shape[1:] if step_mode == "m" else inputs[0].shape
-        return tuple([self._materialize(n, v, x, shape) if isinstance(v, Tensor) else v for n, v in zip(self._memories, states, strict=True)])
+        state = self._state(inputs[0], dict(zip(self._memories, states, strict=True)), step_mode)
+        return tuple(state.get(name, self.rule.state.get(name, 0.0)) for name in self._memories)
 
-    def _materialize(self, name: str, value: Any, x: Tensor, shape: torch.Size) -> Tensor | float:
-        """The value for this input, or the start value, a number, where there is none yet or the shape has changed."""
-        if name == "late":
-            shape = torch.Size((self.rule.delay, *shape))
-        if not isinstance(value, Tensor) or value.shape != shape:
-            return self.rule.state.get(name, 0.0)
-        return value.to(dtype=state_dtype(x), device=x.device)
+    def _state(self, x: Tensor, states: dict[str, Any], step_mode: str = "m") -> State:
+        """The states for this input, without those that are at rest: numbers, and tensors of another shape than the input's."""
+        held = {name: value for name, value in states.items() if isinstance(value, Tensor)}
+        if held:
+            shape, dtype = x.shape[1:] if step_mode == "m" else x.shape, state_dtype(x)
+            fits = {name: (self.rule.delay, *shape) if name == "late" else shape for name in held}
+            held = {name: value.to(dtype=dtype, device=x.device) for name, value in held.items() if value.shape == fits[name]}
+        return held
 
     # ---- state and gradients -----------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class RuleNode(neuron.BaseNode):
     def _where(self) -> str:
         return f"neuron {self.path!r} ({self.rule.name})" if self.path else f"{type(self).__name__} ({self.rule.name})"
 
-    def _check(self, x: Any, step_mode: str, weight: Tensor | None = None, states: tuple[Any, ...] = ()) -> None:
+    def _check(self, x: Any, step_mode: str, weight: Tensor | None = None, states: Mapping[str, Any] | None = None) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
@@ -213,7 +213,7 @@ class RuleNode(neuron.BaseNode):
         learns = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
         if not learns or step_mode == "s" or _in_backward():
             return
-        if self._report.learns and any(isinstance(value, Tensor) for value in states):
+        if self._report.learns and states and any(isinstance(value, Tensor) for value in states.values()):
             raise RuleError(
                 f"{self._where()}: its state comes from a train that it learns from already, and {self.rule.name!r} learns from whole trains; "
                 f"call functional.reset_net(net) after each training step, or functional.detach_net(net) to go on with the train; "

@@ -35,15 +35,14 @@ def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | 
     dtype = state_dtype(x)
     if torch._C._are_functorch_transforms_active():
         raise refuse(node._where(), "recurrent layers")
-    given = tuple(node._memories.values())
-    if _in_backward() and given[0] is node._report.last:
+    given = dict(node._memories)
+    if _in_backward() and given["v"] is node._report.last:
         raise RuleError(
             f"{node._where()}: a checkpoint runs a recurrent layer again, from the state that it left; "
             f"use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
         )
     node._check(x, "m", weight, given)
-    states = node.materialize_states((x,), given, "m")
-    state = dict(zip(node._memories, states, strict=True))
+    state = node._state(x, given)
     if not isinstance(y, Tensor) or y.shape != x.shape[1:]:
         y = torch.zeros_like(x[0], dtype=dtype)
     job = Job(node.rule, {**state, "y": y.detach().to(dtype)}, node._report, node._warn_silent, node.store_v_seq)

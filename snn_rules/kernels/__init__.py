@@ -12,9 +12,9 @@ from functools import lru_cache
 from torch import Tensor
 
 from ..rule import LearningRule, RuleError
-from . import launch
+from . import compiled, launch
 from .build import NoCompiler
-from .compiled import Compiled, kernels
+from .compiled import Compiled
 from .eager import Eager
 
 __all__ = ["FORCED", "Compiled", "Eager", "executor"]
@@ -30,8 +30,7 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
         return _eager("SNN_RULES_EXECUTOR=eager")
     try:
         if x.is_cpu:
-            kernels(rule, x.shape[0], x.dtype, recurrent)
-            return _compiled
+            return compiled.executor(rule, x, recurrent)
         if not x.is_cuda:
             return _eager(f"there are no kernels for {x.device.type}")
         launch.kernels(rule, x.shape[0], x.dtype, x.device, recurrent)
@@ -41,7 +40,6 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
         return _eager(str(cause))
 
 
-_compiled = Compiled()
 _launched = launch.Launched()
 
 

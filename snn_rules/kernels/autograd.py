@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..rule import LearningRule
 from . import executor
@@ -21,7 +22,7 @@ class Report:
     """What the passes leave behind for the neuron that ran them."""
 
     learns: bool = False  # from the train whose state the neuron holds
-    first: tuple[Any, ...] = ()  # the states from which the last run started,
+    first: dict[str, Any] = field(default_factory=dict)  # the states from which the last run started,
     last: Any = None  # its last potential,
     calls: int = 0  # and how many runs the train has had
     silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
@@ -40,11 +41,13 @@ class Job:
     recorded: Tensor | None = None  # `[T, N, *]`
     finite: bool | None = None  # of the state afterwards; None: the executor has not looked
     run_by: Eager = _NONE
+    about: Any = None  # what the executor has to know of the tape
 
-    def forward(self, x: Tensor, weight: Tensor | None, learns: bool = True) -> tuple[Tensor, Tape]:
+    def forward(self, x: Tensor, weight: Tensor | None, learns: bool = True) -> tuple[Tensor, Sequence[Any]]:
+        """The spikes, and what the backward pass needs."""
         spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record, learns)
-        self.finite = tape.finite
-        return spikes, tape
+        self.about, self.finite = tape.about, tape.finite
+        return spikes, tape.values
 
     def passed(self, dx: Tensor, neurons: State) -> None:
         report = self.report
@@ -62,7 +65,7 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     `x_weights` has the values of `x`; the gradient it receives is the one meant for the weights that made `x`.
     Afterwards `job.state` is the state after the last step, detached.
     """
-    job.run_by = executor(job.rule, x, recurrent=weight is not None)
+    job.run_by = executor(job.rule, x, weight is not None)
     if (dtype := x.dtype) is not (inside := state_dtype(x)) and not (job.run_by.converts and weight is None):
         return run(job, x.to(inside), weight, x_weights).to(dtype)
     recurrent: tuple[Tensor | None, ...] = ()
@@ -89,26 +92,21 @@ class _Learn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, job: Job, weight: Tensor | None = None, x_weights: Tensor | None = None) -> Tensor:
-        spikes, tape = job.forward(x, weight)
-        ctx.save_for_backward(weight, *tape.values)
-        ctx.job, ctx.about = job, tape.about
+        spikes, values = job.forward(x, weight)
+        ctx.save_for_backward(weight, *values)
+        ctx.job = job
         return spikes
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _refusing_twice(ctx, *grads) if torch.is_grad_enabled() else _walk_back(ctx, *grads)
-
-
-def _walk_back(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    job, (weight, *values) = ctx.job, ctx.saved_tensors
-    tape = Tape(values, ctx.about)
-    if weight is None:
-        dx, neurons = job.run_by.backward(job.rule, tape, g)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # a graph of the backward pass is asked for
+            return once_differentiable(_Learn.backward)(ctx, g)
+        job, (weight, *values) = ctx.job, ctx.saved_tensors
+        tape = Tape(values, job.about)
+        if weight is None:
+            dx, neurons = job.run_by.backward(job.rule, tape, g)
+            job.passed(dx, neurons)
+            return dx, None
+        dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
         job.passed(dx, neurons)
-        return dx, None
-    dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
-    job.passed(dx, neurons)
-    return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None
-
-
-_refusing_twice = torch.autograd.function.once_differentiable(_walk_back)  # where a graph of the backward pass is asked for
+        return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None

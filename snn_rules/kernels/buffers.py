@@ -7,13 +7,11 @@ Blocks of at least `SMALLEST` bytes are mapped in huge pages and come back when 
 from __future__ import annotations
 
 import ctypes
-import math
 import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -53,21 +51,13 @@ class Pool:
 _pool = Pool(int(os.environ.get("SNN_RULES_POOL_MB", "1024")) << 20)
 
 
-def like(x: Tensor) -> Tensor:
-    """A tensor for results of the shape and dtype of `x`, which is contiguous: on recycled memory where it is large."""
-    return torch.empty_like(x) if x.nbytes < SMALLEST or not _pool.capacity else _empty(x, x.shape)
+def memory(x: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes results like other tensors, which are contiguous and none of them larger than `x`: the large on recycled memory."""
+    return torch.empty_like if x.nbytes < SMALLEST or not _pool.capacity else _like
 
 
-def memory(x: Tensor) -> Callable[[Sequence[int]], Tensor]:
-    """What makes tensors of a shape, of the dtype of `x` on the CPU, none of them larger than `x`: the large on recycled memory."""
-    return x.new_empty if x.nbytes < SMALLEST or not _pool.capacity else partial(_empty, x)
-
-
-def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
-    count = math.prod(shape)
-    if count * x.element_size() < SMALLEST:
-        return x.new_empty(shape)
-    return torch.frombuffer(_pool.take(count * x.element_size()), dtype=x.dtype, count=count).view(*shape)
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x) if x.nbytes < SMALLEST else torch.frombuffer(_pool.take(x.nbytes), dtype=x.dtype, count=x.numel()).view(x.shape)
 
 
 def tune_cpu_allocator() -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..rule import LearningRule
-from .buffers import like, memory
+from .buffers import memory
 from .build import build
 from .prelude import prelude
 from .program import Program, program
@@ -41,7 +41,8 @@ class Kernels:
         function, _, pack = self._run[index]
         pointers = pack(*[0 if tensor is None else tensor.data_ptr() for tensor in tensors])
         threads = torch.get_num_threads() if T * M >= PARALLEL else 1
-        return int(function(pointers, T, M, threads))
+        wrong: int = function(pointers, T, M, threads)
+        return wrong
 
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""
@@ -56,19 +57,12 @@ class Kernels:
 
 
 _made = lru_cache(maxsize=512)(Kernels)
-_found: dict[tuple[int, int, torch.dtype, bool], tuple[LearningRule, Kernels]] = {}  # by identity: comparing rules takes longer than small kernels
 
 
 def kernels(rule: LearningRule, T: int, dtype: torch.dtype, recurrent: bool = False) -> Kernels:
     """The kernels of a rule for trains of `T` steps: short trains and rules with a `between` have kernels of their own."""
-    found = _found.get((id(rule), T, dtype, recurrent))
-    if found is None:
-        if len(_found) >= 4096:
-            _found.clear()
-        plan = program(rule, T, recurrent)
-        steps = T if T <= UNROLLED and (plan.coupled or not recurrent) else None
-        found = _found[id(rule), T, dtype, recurrent] = rule, _made(plan, dtype, steps)
-    return found[1]
+    plan = program(rule, T, recurrent)
+    return _made(plan, dtype, T if T <= UNROLLED and (plan.coupled or not recurrent) else None)
 
 
 class Compiled(ByKernels):
@@ -76,12 +70,20 @@ class Compiled(ByKernels):
 
     name = "compiled for the CPU"
     why = "a C++ compiler is installed"
+    memory = staticmethod(memory)
 
     def load(self, rule: LearningRule, x: Tensor, recurrent: bool = False) -> Kernels:
         return kernels(rule, x.shape[0], x.dtype, recurrent)
 
-    def like(self, x: Tensor) -> Tensor:
-        return like(x)
 
-    def memory(self, x: Tensor) -> Callable[[Sequence[int]], Tensor]:
-        return memory(x)
+_found: dict[tuple[int, int, torch.dtype, bool], tuple[LearningRule, Compiled]] = {}  # by identity: comparing rules takes longer than small kernels
+
+
+def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Compiled:
+    """With the kernels of a rule for trains like `x`."""
+    found = _found.get(key := (id(rule), x.shape[0], x.dtype, recurrent))
+    if found is None:
+        if len(_found) >= 4096:
+            _found.clear()
+        found = _found[key] = rule, Compiled(kernels(rule, x.shape[0], x.dtype, recurrent))
+    return found[1]

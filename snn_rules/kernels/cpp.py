@@ -24,9 +24,8 @@ class Source:
 
 def forward(program: Program, steps: int | None = None) -> Source:
     """Spikes and the state after the last step. Returns 1 where a state is not finite."""
-    states = list(program.rule.state)
     pointers = program.pointers[0]
-    text = _begin(program) + _ahead(program) + "  ahead(0, T, NO{}, NO{});\n" + _finals(states)
+    text = _begin(program) + _ahead(program) + "  ahead(0, T, NO{}, NO{});\n" + _finals(program)
     return Source("forward", kernel("forward", pointers, text, steps=steps), pointers)
 
 
@@ -92,10 +91,15 @@ def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) ->
 
 
 def _arrival(program: Program) -> str:
-    """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
+    """What arrives at the neuron at step t."""
+    return _delayed(program) + _gain(program)
+
+
+def _delayed(program: Program) -> str:
+    """The input of `delay` steps before step t, at first the queue of the call before."""
     delay = program.delay
     now = f"A::get(p_x + (t - {delay}) * M + j, n)" if delay else "A::get(p_x + t * M + j, n)"
-    return (f"(t < {delay} ? p_late ? A::get(p_late + t * M + j, n) : K(0) : {now})" if delay else now) + _gain(program)
+    return f"(t < {delay} ? p_late ? A::get(p_late + t * M + j, n) : K(0) : {now})" if delay else now
 
 
 def _carries(stage: Stage | None) -> dict[str, float]:
@@ -235,7 +239,10 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     return setup, back, each("".join(f"    A::put(p_c_{n} + j, C_{n}[c], n);\n" for n in left)) if left else ""
 
 
-def _finals(states: list[str]) -> str:
+def _finals(program: Program) -> str:
+    """The states after the last step, and the inputs that are still on their way: those of the steps to come."""
+    states, late = program.rule.state, f"A::put(p_out_late + (t - T) * M + j, {_delayed(program)}, n);"
     put = "".join(f"    A::put(p_out_{n} + j, S_{n}[c], n);\n" for n in states)
+    put += f"    for (int64_t t = T; t < T + {program.delay}; ++t) {late}\n" if program.delay else ""
     finite = " ".join(f"bad |= !(S_{n}[c] - S_{n}[c] == K(0));" for n in states)
     return each(put + f"    B bad = {{}}; {finite}\n    wrong |= any_(bad);\n")

@@ -100,11 +100,13 @@ def _forward(program: Program) -> Kernel:
     lines = Lines(_name_ahead)
     spike = lines(program.traced.spike)
     body = [_arrival(program), *_update(lines, {f"v_{n}": node for n, node in program.traced.state.items()}, [f"p_s[at] = {spike};"])]
-    recorded = ("record",) if "v" in states else ()
+    recorded, late = ("record",) if "v" in states else (), ("out_late",) if program.delay else ()
     body += ["if (p_record) p_record[at] = v_v;"] if recorded else []
     text = [*_begin(program), *_loop("N t = 0; t < T; ++t", body), *(f"p_out_{n}[j] = v_{n};" for n in states)]
+    if program.delay:  # the inputs that are still on their way: those of the steps to come
+        text += _loop(f"N t = T; t < T + {program.delay}; ++t", [f"p_out_late[at - T * M] = {_delayed(program)};"])
     reads = ("x", *(("late",) if program.delay else ()), *(f"in_{n}" for n in states))
-    return kernel("forward", text, reads, ("s", *(f"out_{n}" for n in states), *recorded), ("T", "M"))
+    return kernel("forward", text, reads, ("s", *(f"out_{n}" for n in states), *late, *recorded), ("T", "M"))
 
 
 def backward(program: Program, index: int) -> Kernel:
@@ -137,10 +139,14 @@ def _gain(program: Program) -> str:
 
 
 def _arrival(program: Program) -> str:
-    """What arrives at the neuron at step t: the input of `delay` steps before, at first the queue of the call before."""
+    """What arrives at the neuron at step t."""
+    return f"const V a = {_delayed(program)}{_gain(program)};"
+
+
+def _delayed(program: Program) -> str:
+    """The input of `delay` steps before step t, at first the queue of the call before."""
     delay = program.delay
-    read = f"(t < {delay} ? p_late ? p_late[at] : K(0) : p_x[at - {delay} * M])" if delay else "p_x[at]"
-    return f"const V a = {read}{_gain(program)};"
+    return f"(t < {delay} ? p_late ? p_late[at] : K(0) : p_x[at - {delay} * M])" if delay else "p_x[at]"
 
 
 def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:

@@ -14,11 +14,12 @@ from torch import Tensor
 from ..rule import LearningRule, Sweep, Values
 
 State = dict[str, Tensor]
+_HALF = torch.float16, torch.bfloat16
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
     """In which a neuron computes, given its input."""
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    return torch.float32 if x.dtype in _HALF else x.dtype
 
 
 @dataclass(slots=True)
@@ -45,15 +46,14 @@ class Eager:
 
         Where it `learns` not, no backward pass will follow: the tape may be empty.
 
-        `x` is `[T, N, *]` in the dtype of the state. `state` holds the rule's states (one that is no tensor is at rest), and
+        `x` is `[T, N, *]` in the dtype of the state. `state` holds the rule's states (one that is missing is at rest), and
         `late` (the inputs still on their way, `[delay, N, *]`) where the rule has a delay. With `weight[F, F]` the layer is recurrent: `weight`
         times the spikes of a step is added to the input of the next; `state` then holds the last spikes as `y`.
         """
         start = {**rule.state, "late": 0.0, "y": 0.0}
 
         def given(name: str, shape: tuple[int, ...]) -> Tensor:
-            value = state.get(name)
-            return value if isinstance(value, Tensor) else torch.full_like(x.new_empty(shape), start[name])  # by which op_counter knows states
+            return state[name] if name in state else torch.full_like(x.new_empty(shape), start[name])  # by which op_counter knows states
 
         rule_state = {name: given(name, x.shape[1:]) for name in rule.state}
         sent, state_after = x, {}

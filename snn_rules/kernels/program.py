@@ -52,6 +52,7 @@ class Program:
     def pointers(self) -> tuple[tuple[str, ...], ...]:
         """What the kernels of whole trains are given, in order: the forward one, then those of the stages."""
         before, after = ([f"{prefix}_{name}" for name in self.rule.state] for prefix in ("in", "out"))
+        after += ["out_late"] if self.delay else []
         ahead = ("x", "late", *before, "s", *after, "record")
         back = ([*(f"n_{name}" for name in stage.neurons), "n_scale", *(f"c_{name}" for name in stage.writes)] for stage in self.stages)
         return (ahead, *(("x", "late", *before, "sent", "g", "dx", *names) for names in back))

@@ -25,21 +25,20 @@ def forward(
     by: ByKernels, rule: LearningRule, x: Tensor, state: State, weight: Tensor, record: bool, learns: bool
 ) -> tuple[Tensor, State, Tape, Tensor | None]:
     """As `Eager.forward` for a recurrent layer: the same spikes and states."""
-    x, empty = x.contiguous(), by.memory(x)
+    x, like = x.contiguous(), by.memory(x)
     T, M, features = x.shape[0], x[0].numel(), weight.shape[0]
-    run, start = by.load(rule, x, recurrent=True), {**rule.state, "late": 0.0, "y": 0.0}
+    run, start = by.run or by.load(rule, x, recurrent=True), {**rule.state, "late": 0.0, "y": 0.0}
 
     def given(name: str, *shape: int) -> Tensor:
-        value = state.get(name)
-        return value.contiguous() if isinstance(value, Tensor) else x.new_full(shape, start[name])
+        return state[name].contiguous() if name in state else x.new_full(shape, start[name])
 
-    first = {n: s.contiguous() for n in rule.state if isinstance(s := state.get(n), Tensor)}
+    first = {n: state[n].contiguous() for n in rule.state if n in state}
     after = {name: given(name, *x.shape[1:]).clone() for name in rule.state}
     y = given("y", *x.shape[1:]).clone()  # in memory of its own: the last bit of a product depends on where its factors lie
     late = {"late": given("late", rule.delay, *x.shape[1:])} if rule.delay else {}
-    kept = {name: empty(x.shape) for name in steps.kept(run.program)} if learns else {}
-    spikes, r = empty(x.shape), x.new_empty(M // features, features)
-    recorded = {"record": empty(x.shape)} if record else {}
+    kept = {name: like(x) for name in steps.kept(run.program)} if learns else {}
+    spikes, r = like(x), x.new_empty(M // features, features)
+    recorded = {"record": like(x)} if record else {}
     step = run.bind(0, {"x": x, **late, "y": y, "r": r, "s": spikes, **kept, **recorded, **{f"v_{n}": v for n, v in after.items()}}, M)
     said, back = y.view_as(r), weight.t()
     for t in range(T):
@@ -55,13 +54,13 @@ def forward(
 @torch.no_grad()
 def backward(by: ByKernels, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
     """As `Eager.recurrent_backward`."""
-    run, kept, T = by.load(rule, g, recurrent=True), dict(zip(tape.about, tape.values, strict=True)), g.shape[0]
+    run, kept, T = by.run or by.load(rule, g, recurrent=True), dict(zip(tape.about, tape.values, strict=True)), g.shape[0]
     after = {name: kept[f"f_{name}"] for name in rule.state}
     dx, scales = _longer(by, g, rule.delay), None
     arrived = dx[:T]  # the gradient of what arrives; that of what is sent is `delay` steps further on
     if run.program.coupled:
         held = [kept["a"], None, *(kept.get(f"in_{name}") for name in rule.state)]
-        neurons = by.walk_back(run, rule, held, g, arrived, kept.get("sent"))
+        neurons = by.walk_back(rule, run, g[0], held, g, arrived, kept.get("sent"))
         scales = rule.couple(weight, arrived, kept["before"], SimpleNamespace(T=T, **{**after, **neurons}))
     else:
         walk = run.program.stages[0].back
@@ -91,6 +90,6 @@ def backward(by: ByKernels, rule: LearningRule, tape: Tape, g: Tensor, weight: T
 
 def _longer(by: ByKernels, g: Tensor, more: int) -> Tensor:
     """Memory for a result like `g` with `more` steps, which are zero."""
-    made = by.memory(g)((g.shape[0] + more, *g.shape[1:]))
+    made = by.memory(g)(g.new_empty(g.shape[0] + more, *g.shape[1:]))
     made[g.shape[0] :] = 0
     return made
