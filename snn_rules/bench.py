@@ -100,13 +100,14 @@ def _kernels(rule: LearningRule, T: int, M: int) -> list[tuple[str, Callable[[],
     """(name, call, values moved) of each kernel, over `T` steps of `M` neurons."""
     run = compiled.kernels(rule, T, torch.float32)
     x, g, out = torch.randn(T, M), torch.randn(T, M), torch.empty(T, M)
-    held, after = [x, None, *(None for _ in rule.state)], [torch.empty(M) for _ in rule.state]
+    whole = {"x": x, "g": g, "s": out, "dx": out, "out_late": torch.empty(rule.delay, M)}
     made: list[tuple[str, Callable[[], object], int]] = []
-    made.append(("forward", lambda: run(0, [*held, out, *after, None], T, M), 2 * T * M + len(after) * M))
-    for k, stage in enumerate(run.program.stages):
-        neurons, left = [torch.zeros(M) for _ in stage.neurons], [torch.empty(M) for _ in stage.writes]
-        given = [*held, None, g, out, *neurons, None, *left]
-        made.append((f"backward {k}", lambda k=k, given=given: run(k + 1, given, T, M), 3 * T * M + len(left) * M))  # type: ignore[misc]
+    for k, names in enumerate(run.program.pointers):
+        ends = {name: torch.empty(M) for name in names if name.startswith(("out_", "c_")) and name not in whole}
+        given = whole | ends | {name: torch.zeros(M) for name in names if name.startswith("n_") and name != "n_scale"}
+        tensors = [given.get(name) for name in names]
+        moved = (3 if k else 2) * T * M + len(ends) * M
+        made.append((f"backward {k - 1}" if k else "forward", lambda k=k, tensors=tensors: run(k, tensors, T, M), moved))  # type: ignore[misc]
     return made
 
 
