@@ -187,7 +187,7 @@ def test_nothing_is_kept_without_a_gradient() -> None:
 
 def test_only_what_the_backward_pass_reads_is_kept() -> None:
     wanted = {
-        "surrogate": ("before", "a", "z0"), "tssl": ("before", "z0", "z1", "z2"), "stdbp": ("before", "z0"), "strsbp": ("before", "a", "sent"),
+        "surrogate": ("before", "z0"), "tssl": ("before", "z0", "z1", "z2"), "stdbp": ("before", "z0"), "strsbp": ("before", "a", "sent"),
     }  # fmt: skip
     assert {name: steps.kept(program(snn_rules.get_rule(name), 50, recurrent=True)) for name in wanted} == wanted
     assert steps.finals(program(snn_rules.get_rule("stdbp", revive=1.0), 50, recurrent=True)) == ("fired", "s_slope", "s_over")

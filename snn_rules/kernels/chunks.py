@@ -16,8 +16,8 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
     """
     whole = min(_WHOLE // max(scratch, 1), _LONG)
     unpack = "\n".join(f"  {(kind := kind_of(n))}* const p_{n} = ({kind}*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
-    large = next((k for k, n in enumerate(pointers) if n in ("s", "dx")), None)
-    stream = "false" if large is None else f"T * M * (int64_t)sizeof(H) >= {_LARGE} && M % L == 0 && ((uintptr_t)p[{large}] & 63) == 0"
+    written = " | ".join(f"(uintptr_t)p[{k}]" for k, n in enumerate(pointers) if n in ("s", "dx") or n.startswith(("out_", "c_")))
+    stream = f"T * M * (int64_t)sizeof(H) >= {_LARGE} && M % L == 0 && (({written}) & 63) == 0" if {"s", "dx"} & {*pointers} else "false"
     choose, allocate, count, held = "  int64_t width = WIDE;\n", "    V* sc = nullptr;\n", "const int NC", "V* sc"
     if scratch:  # of a part of the train, and a mark for each part, a neuron
         choose = f"""  const int64_t length = T <= {whole} ? T : PART, size = (length + TB) * {scratch} + (T / PART + 1) * {states};
@@ -31,11 +31,9 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
         unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * 2 * 8}]; (void)sc;\n{unpack}"
     return f"""
 template <class A> static inline __attribute__((always_inline))
-int {name}_chunk(void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
+void {name}_chunk(B& wrong, void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
 {unpack}
-  int wrong = 0;
-{body.replace("REST", "8" if steps else "1").replace("A::fetch", "(void)" if steps else "A::fetch")}  return wrong;
-}}
+{body.replace("REST", "8" if steps else "1").replace("A::fetch", "(void)" if steps else "A::fetch")}}}
 extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 {choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
   width = width < share ? width : share; width = width < 1 ? 1 : width;
@@ -43,15 +41,15 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
   const bool stream = {stream};
   const auto some = [=](int64_t first, int64_t last) {{
     Flush flush; (void)flush;
-    int wrong = 0;
+    B bad = {{}};
 {allocate}    for (int64_t i = first; i < last; ++i) {{
       const int64_t j0 = i * width * L, left = M - j0;
       const int nc = left >= width * L ? width : (left + L - 1) / L;
-      wrong |= left < nc * L ? {name}_chunk<Part>(p, T, M, j0, nc, sc)
-               : stream ? {name}_chunk<Stream>(p, T, M, j0, nc, sc) : {name}_chunk<Quick>(p, T, M, j0, nc, sc);
+      left < nc * L ? {name}_chunk<Part>(bad, p, T, M, j0, nc, sc)
+      : stream ? {name}_chunk<Stream>(bad, p, T, M, j0, nc, sc) : {name}_chunk<Quick>(bad, p, T, M, j0, nc, sc);
     }}
     free(sc);
-    return wrong;
+    return any_(bad);
   }};
   if (threads == 1) return some(0, chunks);  // a team of one costs system calls
   int wrong = 0;

@@ -25,7 +25,7 @@ class Source:
 def forward(program: Program, steps: int | None = None) -> Source:
     """Spikes and the state after the last step. Returns 1 where a state is not finite."""
     pointers = program.pointers[0]
-    text = _begin(program) + _ahead(program) + "  ahead(0, T, NO{}, NO{});\n" + _finals(program)
+    text = _begin(program) + _ahead(program) + "  if (p_record) ahead(0, T, NO{}, YES{}); else ahead(0, T, NO{}, NO{});\n" + _finals(program)
     return Source("forward", kernel("forward", pointers, text, steps=steps), pointers)
 
 
@@ -65,13 +65,13 @@ def _step(program: Program, stage: Stage | None = None) -> str:
     if stage and stage.ahead:
         sums = Lines(name, lines.known, prefix="f")
         totals = {f"c{n}": sums(node) for n, node in stage.ahead.carry.items()}
-        text += ["if constexpr (sum.value) {", *_loads(program, stage.ahead_reads, ("x", "g")), *sums.text, *_assign(totals), "}"]
+        text += ["if constexpr (more.value) {", *_loads(program, stage.ahead_reads, ("x", "g")), *sums.text, *_assign(totals), "}"]
     if kept:
         stores = [f"sc_at[(t - t0) * {len(kept)} + {k}] = {value};" for k, value in enumerate(kept)]
         text += ["if constexpr (keep.value) {", *stores, "}"]
     text += [] if stage else [f"A::out(p_s + t * M + j, {spike}, n);"]
     text += _assign(after)
-    text += [] if stage else ["if (p_record) A::put(p_record + t * M + j, v_v, n);"]
+    text += [] if stage else ["if constexpr (more.value) A::put(p_record + t * M + j, v_v, n);"]
     return "\n".join(text)
 
 
@@ -117,12 +117,13 @@ def _begin(program: Program, stage: Stage | None = None) -> str:
 def _ahead(program: Program, stage: Stage | None = None) -> str:
     """The walk through some steps, TB at a time with the state in registers, from and to the arrays `S_NAME`.
 
-    It keeps what the way back needs of each step, or else marks the state at the first step of each part.
+    It keeps what the way back needs of each step, or else marks the state at the first step of each part. `more` is what only the
+    first walk does: the sums of a sweep that goes along, or a record of the potential.
     """
     states, scratch = list(program.rule.state), len(stage.scratch) if stage else 0
     held = [*states, *_carries(stage)]
     mark = " ".join(f"mark[(t0 / PART * NC + c) * {len(states)} + {k}] = v_{n};" for k, n in enumerate(states))
-    return f"""  auto ahead = [&](int64_t from, int64_t to, auto keep, auto sum) __attribute__((always_inline)) {{
+    return f"""  auto ahead = [&](int64_t from, int64_t to, auto keep, auto more) __attribute__((always_inline)) {{
     for (int64_t t0 = from; t0 < to; t0 += TB)
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
@@ -210,7 +211,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     setup += "".join(f"  V {n}[WIDE];\n" for n in [*(f"F_{n}" for n in finals), *(f"C_{n}" for n in walk.start)])
     first = [*(f"F_{n}[c] = S_{n}[c];" for n in finals), *once.text, *(f"H_{n}[c] = {n};" for n in held)]
     first += [f"C_{n}[c] = K({constant(value)});" for n, value in walk.start.items()]
-    first += [f"A::put(p_c_{n} + j, {value}, n);" for n, value in given_on.items()]
+    first += [f"A::out(p_c_{n} + j, {value}, n);" for n, value in given_on.items()]
     if delay and puts:  # the last inputs never arrive
         first.append(f"for (int64_t t = T < {delay} ? 0 : T - {delay}; t < T; ++t) A::out(p_dx + t * M + j, K(0), n);")
     setup += each(given + indent("\n".join(first), 6) + "\n")
@@ -236,13 +237,13 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     }}
 """
     left = [n for n in stage.writes if n in walk.carry]
-    return setup, back, each("".join(f"    A::put(p_c_{n} + j, C_{n}[c], n);\n" for n in left)) if left else ""
+    return setup, back, each("".join(f"    A::out(p_c_{n} + j, C_{n}[c], n);\n" for n in left)) if left else ""
 
 
 def _finals(program: Program) -> str:
     """The states after the last step, and the inputs that are still on their way: those of the steps to come."""
     states, late = program.rule.state, f"A::put(p_out_late + (t - T) * M + j, {_delayed(program)}, n);"
-    put = "".join(f"    A::put(p_out_{n} + j, S_{n}[c], n);\n" for n in states)
+    put = "".join(f"    A::out(p_out_{n} + j, S_{n}[c], n);\n" for n in states)
     put += f"    for (int64_t t = T; t < T + {program.delay}; ++t) {late}\n" if program.delay else ""
     finite = " ".join(f"bad |= !(S_{n}[c] - S_{n}[c] == K(0));" for n in states)
-    return each(put + f"    B bad = {{}}; {finite}\n    wrong |= any_(bad);\n")
+    return each(put + f"    B bad = {{}}; {finite}\n    wrong |= bad;\n")

@@ -31,6 +31,7 @@ typedef bool B;
 [[maybe_unused]] static __device__ __forceinline__ V min_(V a, V b) {{ return a > b ? b : a; }}
 [[maybe_unused]] static __device__ __forceinline__ V max_(V a, V b) {{ return a < b ? b : a; }}
 [[maybe_unused]] static __device__ __forceinline__ V fma_(V a, V b, V c) {{ return {fused}; }}
+[[maybe_unused]] static __device__ __forceinline__ V fnma_(V a, V b, V c) {{ return fma_(-a, b, c); }}
 [[maybe_unused]] static __device__ __forceinline__ V scale_(V k) {{ return {as_real}({as_integer}(k) << {mantissa}); }}
 {exp}
 {outside}

@@ -14,7 +14,8 @@ FORMS = {
     "not": "!{0}",
     "where": "{0} ? {1} : {2}",
     "exp": "exp_({0})",
-    "spike": "{0} >= K(0) ? K(1) : K(0)",
+    "fma": "fma_({0}, {1}, {2})",
+    "fnma": "fnma_({0}, {1}, {2})",
     "minimum": "min_({0}, {1})",  # NaN stays
     "maximum": "max_({0}, {1})",
 }
@@ -40,8 +41,7 @@ class Lines:
         def visit(node: Node) -> None:
             if id(node) in self.known or id(node) in found:
                 return
-            args = node.args[:1] if node.op == "spike" else node.args  # the slope is for the backward pass
-            for arg in args:
+            for arg in node.args:
                 visit(arg)
             found[id(node)] = node
 
@@ -54,7 +54,7 @@ class Lines:
             return f"K({constant(node.value)})"
         if node.op == "leaf":
             return self._name(node)
-        args = [self.known[id(a)] for a in (node.args[:1] if node.op == "spike" else node.args)]
+        args = [self.known[id(a)] for a in node.args]
         form = "exp_in_range({0})" if node.op == "exp" and _clipped(node.args[0]) else FORMS.get(node.op) or f"{{0}} {node.op} {{1}}"
         name = f"{self._prefix}{len(self.text)}"
         self.text.append(f"const {'B' if node.op in BOOLEAN else 'V'} {name} = {form.format(*args)};")

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..rule import LearningRule, RuleError
 from .emit import leaves
-from .graph import Node, Traced, Walk, trace
+from .graph import BOOLEAN, Node, Traced, Walk, order, trace
+from .lower import lowered
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def program(rule: LearningRule, T: int, recurrent: bool = False) -> Program:
 
 @lru_cache(maxsize=256)
 def _program(rule: LearningRule, T: int | None, recurrent: bool) -> Program:
-    traced = trace(rule, T)
+    traced = lowered(trace(rule, T))
     if "dx" not in traced.walks[-1].put:
         raise RuleError(f"rule {rule.name!r}: its last sweep puts out {list(traced.walks[-1].put)}; it should put out 'dx'")
     if not traced.walks[-1].reverse:
@@ -125,8 +126,16 @@ def _stage(
 
 
 def _scratch(traced: Traced, roots: list[Node]) -> tuple[Node, ...]:
-    """The fewest of the step's values from which, with `x` and `g`, the walk can be computed."""
-    candidates = [n for n in {id(n): n for n in [*traced.saved.values(), traced.spike]}.values() if n.op not in ("const", "leaf")]
+    """The fewest of the step's values from which, with `x` and `g`, the walk can be computed: among what the rule saves, its spike and
+    its states; where it saves nothing, among all values of the step as well."""
+    saved = _fewest(roots, [*traced.saved.values(), traced.spike])
+    if traced.saved:
+        return saved
+    return min(_fewest(roots, [n for n in order([traced.spike, *traced.state.values()]) if n.op not in BOOLEAN]), saved, key=len)
+
+
+def _fewest(roots: list[Node], values: list[Node]) -> tuple[Node, ...]:
+    candidates = [n for n in {id(n): n for n in values}.values() if n.op not in ("const", "leaf")]
     below = _below(roots)
     chosen = [n for n in candidates if id(n) in below]
     chosen += [n for n in _below(roots, chosen).values() if n.op == "leaf" and n.value[0] == "state"]
@@ -135,7 +144,8 @@ def _scratch(traced: Traced, roots: list[Node]) -> tuple[Node, ...]:
         again = [leaf for leaf in leaves([node], rest) if leaf[0] in ("state", "step")]
         if not again or (again == [("step", "a")] and ("step", "a") in leaves(roots, chosen)):
             chosen = rest  # cheap to compute again
-    return tuple(chosen)
+    reached = {id(n) for n in order(roots, chosen)}
+    return tuple(n for n in chosen if id(n) in reached)
 
 
 def _below(roots: list[Node], cut: list[Node] | tuple[Node, ...] = ()) -> dict[int, Node]:

@@ -90,9 +90,8 @@ class TSSL(LearningRule):
         over = 1.0 / under
         slope = clip(over, 0.0, self.bound)  # - dt_m/du[t_m], Eq. 12
         amplitude = m.u if self.reset == "zero" else self.v_threshold  # of the reset kernel nu
-        inter = slope * e  # Eq. 11
-        intra = slope * ((lam * amplitude) * c.th) if self.intra else 0.0  # Eq. 13
-        d = where(m.spike > 0.0, inter + intra, (1 - lam) * c.th)  # dL/du[t]; th decays with the kernel
+        moved = e + (lam * amplitude) * c.th if self.intra else e  # by dt_m: the others' currents, Eq. 11, and the own next spike, Eq. 13
+        d = where(m.spike > 0.0, slope * moved, (1 - lam) * c.th)  # dL/du[t]; th decays with the kernel
         error = d if self.leak else where(m.spike > 0.0, d, 0.0)  # Eq. 14
         if self.warmup != "off":
             error = where(cold > 0.0, g * (5.0 * decay * over * over), error)
