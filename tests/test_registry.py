@@ -54,7 +54,8 @@ def test_a_plugin_may_load_another_rule_while_it_is_imported(registry: Registry,
 
 
 def test_list_answers_at_once_with_fifty_plugins(install: Install, tmp_path: Path) -> None:
-    """In under 0.3 s of a whole process, Python's start included, and without torch, SpikingJelly or a plugin."""
+    """Without torch, SpikingJelly or a plugin, and in 0.3 s of a whole process where one that imports typer, rich and pluggy takes 0.09 s:
+    the bound is their ratio, since a busy machine stretches processor time, too. The best of each counts."""
     for k in range(50):
         install(f"many{k:02}")
     code = (
@@ -62,14 +63,15 @@ def test_list_answers_at_once_with_fifty_plugins(install: Install, tmp_path: Pat
         "assert not {'torch', 'spikingjelly', *(m for m in sys.modules if m.startswith('stub_'))} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))}
-    seconds: list[float] = []
-    while len(seconds) < 12 and min(seconds, default=1.0) >= 0.3:  # processor time, which a busy machine stretches, too: the best counts
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        listed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment).stdout
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    peer, seconds = "import pluggy, rich.console, rich.table, typer", dict[str, list[float]]()
+    while len(seconds.get(code, [])) < 12 and not (seconds and min(seconds[code]) < 3.3 * min(seconds[peer])):
+        for text in (peer, code):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            listed = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True, env=environment).stdout
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.setdefault(text, []).append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert "many49" in listed and "tssl" in listed
-    assert min(seconds) < 0.3, seconds
+    assert min(seconds[code]) < 3.3 * min(seconds[peer]), seconds
 
 
 def test_the_package_adds_little_to_the_import_of_torch_and_spikingjelly() -> None:
