@@ -70,7 +70,10 @@ def _steps(rows: list[Row]) -> list[Row]:
 
 
 def _lengths(rows: list[Row]) -> list[Row]:
-    return [{"rule": row["rule"], **{f"T = {T}": f"{ms:.1f} ms" for T, ms in row["ms"].items()}, "last / first": row["ratio"]} for row in rows]
+    return [
+        {"neurons": row["neurons"], "rule": row["rule"], **{f"T = {T}": f"{ms:.2f} ms" for T, ms in row["ms"].items()}, "last / first": row["ratio"]}
+        for row in rows
+    ]
 
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[str], int], Iterable[Row]], Callable[[list[Row]], list[Row]]]] = {
@@ -80,7 +83,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[str], int], Iterable[Row]], Call
         _neurons,
     ),
     "stream": ("Kernels alone, 67 MB arrays: memory moved, beside a triad with ordinary stores", lambda rules, _: bench.stream(rules), list),
-    "lengths": (f"Kernels alone, {bench.NEURONS} neurons: time over the length of the train", lambda rules, _: bench.lengths(rules), _lengths),
+    "lengths": ("Kernels alone: time over the length of the train", lambda rules, _: bench.lengths(rules), _lengths),
     "steps": (
         "A training step of 784-400-400-10, batch 100: median time, in products alone, times faster than LIFNode's",
         lambda rules, _: bench.steps(rules),

@@ -56,6 +56,7 @@ class Config:
     rotation: float = 0.0  # at most, in degrees, before the elastic distortion
     scaling: float = 0.0  # at most, as a fraction of the size, likewise
     crop_padding: int = 4  # zeros on each side from which "crop-flip" crops
+    precision: str = "float32"  # or "bfloat16": of products and of what passes between layers (autocast); states and weights stay float32
     device: str = "cpu"  # or "cuda"
     network: str = ""  # how the network was written down: kept in the checkpoint, compared on resume
 
@@ -79,6 +80,7 @@ class Config:
             "init": ("rule", "kaiming"),
             "regularize": ("off", "sum", "mean"),
             "augment": ("off", "elastic", "crop-flip"),
+            "precision": ("float32", "bfloat16"),
         }
         if self.loss == "count" and not self.desired > self.undesired >= 0:
             raise RuleError(f"training: loss='count' with desired={self.desired!r}, undesired={self.undesired!r}: the first should be larger")

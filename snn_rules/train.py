@@ -151,7 +151,7 @@ class _Trainer:
         config, (mine, share) = self.config, self.team.part(len(y), self.config.reduction)
         samples, sent, y = len(y), self.data.encode(self.rule, x, config.T)[:, mine], y[mine]
         with self.team.noise(config.seed, number):
-            out = self.shared(sent)
+            out = self.output(self.shared, sent)
         if config.loss == "count":
             loss = share * count_loss(out, y, config.desired, config.undesired, reduction=config.reduction)
         else:
@@ -184,11 +184,17 @@ class _Trainer:
                 mine = self.team.own(len(y))
                 sent = self.data.encode(self.rule, x, self.config.T)[:, mine]
                 if sent.shape[1]:
-                    right += int((self.rule.predict(self.net(sent)) == y[mine]).sum())
+                    right += int((self.rule.predict(self.output(self.net, sent)) == y[mine]).sum())
                     functional.reset_net(self.net)
         counts = self.team.gather((right, activity))
         total = Activity.total([each for _, each in counts], len(self.data.test_y))
         return sum(right for right, _ in counts) / len(self.data.test_y), total
+
+    def output(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What the network makes of the samples, in the precision asked for."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            out: Tensor = net(x)
+        return out.float()
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         scaled = (x - self.mean) / self.std if self.scaled else x

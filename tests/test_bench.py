@@ -13,7 +13,7 @@ from snn_rules.kernels import build
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, value in {"SHAPES": ((2, 3, 4),), "LENGTHS": (9, 18), "NEURONS": 32, "STREAM": (8, 64)}.items():
+    for name, value in {"SHAPES": ((2, 3, 4),), "LENGTHS": (9, 18), "NEURONS": (16, 32), "STREAM": (8, 64)}.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bench, "_apart", bench.one_neuron)  # in this process
     monkeypatch.setattr(bench, "milliseconds", lambda run, repeats, warm=3: (run(), 2.0)[1])
@@ -32,7 +32,7 @@ def test_every_table(small, monkeypatch, tmp_path):
     assert row["shape"] == [2, 3, 4] and row["tssl"]["ratio"] == 1.0 and row["copy"]["peak_mb"] > 0
     assert [(row["rule"], row["kernel"]) for row in made["stream"]][:3] == [("", "triad"), ("tssl", "forward"), ("tssl", "backward 0")]
     assert made["stream"][1]["GB/s"] == pytest.approx(4 * (2 * 8 * 64 + 3 * 64) / 2e6)  # input, spikes, three states; in 2 ms
-    assert [row["ratio"] for row in made["lengths"]] == [1.0, 1.0]
+    assert [(row["neurons"], row["ratio"]) for row in made["lengths"]] == [(16, 1.0), (16, 1.0), (32, 1.0), (32, 1.0)]
     assert made["steps"][0]["tssl"] == {"ms": 2.0, "of_products": 1.0, "ratio": 1.0}
     assert all(0 < row["warm"] < row["cold"] for row in made["starts"])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import snn_rules
-from snn_rules.kernels import Compiled, Eager, chunks, executor
+from snn_rules.kernels import Compiled, Eager, chunks, compiled, executor
 from snn_rules.kernels.compiled import Kernels
 from snn_rules.kernels.graph import trace
 from snn_rules.kernels.program import program
@@ -85,9 +85,11 @@ def test_many_neurons_in_parallel(name, options):
     compare(rule, *signal(rule, 9, (40, 1003), torch.float32))
 
 
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "not"])
 @every_rule
-def test_long_trains_are_walked_back_in_parts(name, options, monkeypatch):
-    monkeypatch.setattr(chunks, "_WHOLE", 1)  # so that 150 steps are long
+def test_long_trains_are_walked_back_in_parts(name, options, marked, monkeypatch):
+    monkeypatch.setattr(chunks, "_WHOLE", 1)  # so that 150 steps are long,
+    monkeypatch.setattr(compiled, "MARKED", 128 if marked else 150)  # whether or not the forward kernel has marked their parts
     rule = snn_rules.get_rule(name, **options)
     made = Kernels(program(rule, 150), torch.float64, None)
     monkeypatch.setattr(Compiled, "load", lambda self, rule, x: made)

@@ -70,6 +70,19 @@ def test_it_learns() -> None:
     assert history.epochs[history.best].test_accuracy == max(epoch.test_accuracy for epoch in history.epochs)
 
 
+def test_bfloat16_is_of_products_and_not_of_weights() -> None:
+    net, half = train("tssl", DIGITS, "64-10", epochs=3, batch_size=50, T=5, precision="bfloat16")
+    _, whole = train("tssl", DIGITS, "64-10", epochs=3, batch_size=50, T=5)
+    assert curve(half) != curve(whole) and abs(half.last.test_accuracy - whole.last.test_accuracy) < 0.1
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
+    seen: list[torch.dtype] = []
+    handle = net.dense1.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    rule = configured("tssl")
+    fit(net, rule, FEW, Config.of(rule, epochs=1, precision="bfloat16"))
+    handle.remove()
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_progress_is_told_and_the_loss_is_that_of_a_sample() -> None:
     told: list[tuple[int, int, int]] = []
     rule = get_rule("tssl")
@@ -116,6 +129,7 @@ SETTINGS = [
     ({"lr": math.nan}, "lr=nan should be"),
     ({"schedule": "step"}, "schedule='step' is not one of constant, sqrt, cosine"),
     ({"optimizer": "sgd"}, "optimizer='sgd' is not one of adamw, adam"),
+    ({"precision": "half"}, "precision='half' is not one of float32, bfloat16"),
     ({"device": "tpu"}, "device='tpu' is not one of cpu, cuda"),
 ]
 

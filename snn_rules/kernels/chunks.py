@@ -15,16 +15,18 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
     With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
     """
     whole = min(_WHOLE // max(scratch, 1), _LONG)
+    length = f"!p[{pointers.index('marks')}] && T <= {whole} ? T : PART" if scratch and not steps else "T"
     unpack = "\n".join(f"  {(kind := kind_of(n))}* const p_{n} = ({kind}*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
     written = " | ".join(f"(uintptr_t)p[{k}]" for k, n in enumerate(pointers) if n in ("s", "dx") or n.startswith(("out_", "c_")))
     stream = f"T * M * (int64_t)sizeof(H) >= {_LARGE} && M % L == 0 && (({written}) & 63) == 0" if {"s", "dx"} & {*pointers} else "false"
     choose, allocate, count, held = "  int64_t width = WIDE;\n", "    V* sc = nullptr;\n", "const int NC", "V* sc"
     if scratch:  # of a part of the train, and a mark for each part, a neuron
-        choose = f"""  const int64_t length = T <= {whole} ? T : PART, size = (length + TB) * {scratch} + (T / PART + 1) * {states};
-  int64_t width = {_CACHE} / (int64_t)sizeof(V) / size; width = width > WIDE ? WIDE : width;
+        choose = f"""  const int64_t length = {length}, size = (length + TB) * {scratch} + (T / PART + 1) * {states};
+  const int64_t room = {_CACHE} / (int64_t)sizeof(V) / size;
+  int64_t width = room > WIDE ? WIDE : room >= ROW ? room : 2 * room > ROW ? ROW : 2 * room;  // of memory's pages, more than a line or two at a time
 """
         allocate = "    V* sc = (V*)aligned_alloc(64, sizeof(V) * size * (width > 1 ? width : 1));\n"
-    unpack += f"\n  const int64_t length = {f'T <= {whole} ? T : PART' if scratch else 'T'}; (void)length;"
+    unpack += f"\n  const int64_t length = {length}; (void)length;"
     unpack += f"\n  V* const mark = sc + (length + TB) * {scratch} * NC; (void)mark;"
     if steps:
         choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"

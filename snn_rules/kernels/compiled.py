@@ -13,12 +13,13 @@ from torch import Tensor
 from ..rule import LearningRule
 from .buffers import memory
 from .build import build
-from .prelude import prelude
+from .prelude import STRIDE, prelude
 from .program import Program, program
 from .steps import for_cpu
 from .trains import ByKernels
 
 UNROLLED = 8  # trains up to this length are walked without a loop
+MARKED = 128  # trains longer than that are walked back part by part, from states that the forward kernel leaves
 PARALLEL = 65536  # neuron-steps below which a second thread costs more than it gains
 
 
@@ -43,6 +44,12 @@ class Kernels:
         threads = torch.get_num_threads() if T * M >= PARALLEL else 1
         wrong: int = function(pointers, T, M, threads)
         return wrong
+
+    def marks(self, row: Tensor, T: int) -> Tensor | None:
+        """Memory for the states of neurons like `row` at each `STRIDE` steps of a long train, from where its parts are walked back."""
+        if T <= MARKED or all(stage.ahead for stage in self.program.stages):  # a sweep that goes ahead makes them on its way
+            return None
+        return row.new_empty(-(-T // STRIDE), len(self.program.rule.state), *row.shape)
 
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""

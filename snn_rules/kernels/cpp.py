@@ -123,12 +123,14 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
     states, scratch = list(program.rule.state), len(stage.scratch) if stage else 0
     held = [*states, *_carries(stage)]
     mark = " ".join(f"mark[(t0 / PART * NC + c) * {len(states)} + {k}] = v_{n};" for k, n in enumerate(states))
+    keep = " ".join(f"A::put(p_marks + (t0 / PART * {len(states)} + {k}) * M + j, v_{n}, n);" for k, n in enumerate(states))
+    marks = f"if constexpr (!keep.value) if (!p_marks && t0 % PART == 0) {{ {mark} }}" if scratch else ""
     return f"""  auto ahead = [&](int64_t from, int64_t to, auto keep, auto more) __attribute__((always_inline)) {{
     for (int64_t t0 = from; t0 < to; t0 += TB)
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
       {_place(scratch)}{" ".join(f"V v_{n} = S_{n}[c];" for n in held)}
-      {f"if constexpr (!keep.value) if (t0 % PART == 0) {{ {mark} }}" if scratch else ""}
+      {marks if stage else f"if (p_marks && t0 % PART == 0) {{ {keep} }}"}
       auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {indent(_step(program, stage), 8)}
       }};
@@ -155,20 +157,25 @@ def _place(scratch: int) -> str:
 
 def _there_and_back(program: Program, stage: Stage) -> str:
     """To the end of the train and back. A train longer than `length` is walked back part by part, each of which is walked
-    ahead once more from the state that was marked there, so that its scratch stays in the cache."""
+    ahead from the state that was marked there, by the forward kernel or by a first walk, so that its scratch stays in the cache."""
     states = program.rule.state
     setup, back, end = _back(program, stage)
-    again = "".join(f"      S_{n}[c] = mark[(part * NC + c) * {len(states)} + {k}];\n" for k, n in enumerate(states))
+    at = [(n, f"(part * {len(states)} + {k}) * M + j", f"(part * NC + c) * {len(states)} + {k}") for k, n in enumerate(states)]
+    start = each("".join(f"    S_{n}[c] = p_marks ? A::get(p_marks + {whole}, n) : mark[{own}];\n" for n, whole, own in at))
+    first = "" if stage.ahead else "if (!p_marks) "
     return f"""  const bool once = T <= length;
-  if (once) ahead(0, T, YES{{}}, YES{{}}); else ahead(0, T, NO{{}}, YES{{}});
-{setup}  for (int64_t part = once ? 0 : (T - 1) / PART; part >= 0; --part) {{
+  const auto again = [&](int64_t part) {{
+    const int64_t from = part * PART, to = T - from < PART ? T : from + PART;
+{indent(start, 2)}
+    ahead(from, to, YES{{}}, NO{{}});
+  }};
+  int64_t part = once ? 0 : (T - 1) / PART;
+  if (once) ahead(0, T, YES{{}}, YES{{}}); else {{ {first}ahead(0, T, NO{{}}, YES{{}}); again(part); }}
+{setup}  for (;; --part) {{
     const int64_t from = part * PART, to = once || T - from < PART ? T : from + PART;
-    if (!once) {{
-      for (int c = 0; c < NC; ++c) {{
-{again}      }}
-      ahead(from, to, YES{{}}, NO{{}});
-    }}
-{back}  }}
+{back}    if (part == 0) break;
+    again(part - 1);
+  }}
 {end}"""
 
 

@@ -101,6 +101,9 @@ class Kernels(Module):
             W = min(width, M - j0)
             self.launch(index, named, {"T": T, "M": M, "j0": j0, "W": W}, W)
 
+    def marks(self, row: Tensor, T: int) -> None:
+        """None: these kernels walk a train back in one piece."""
+
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""
         kernel, grid = self.kernels[index], (-(-M // cuda.BLOCK),)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+STRIDE = 64  # steps of a part of a long train
+
 PRELUDE = """\
 #include <cstdint>
 #include <cstdlib>
@@ -25,7 +27,7 @@ typedef R V __attribute__((vector_size(64)));
 typedef I B __attribute__((vector_size(64)));
 typedef {outside} H;  // of inputs, spikes and gradients
 typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
-enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32, PART = 64 }};
+enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32, ROW = 16, PART = {part} }};
 typedef std::true_type YES;
 typedef std::false_type NO;
 #define K(c) (V{{}} + (R)(c))
@@ -169,7 +171,7 @@ PART = """
 def prelude(dtype: torch.dtype) -> str:
     """For tensors of `dtype`: in half precision, the state is float32."""
     values: dict[str, Any] = dict(DOUBLE if dtype == torch.float64 else FLOAT)
-    values |= {"outside": "R", "half": "", "half_whole": "", "half_part": ""}
+    values |= {"part": STRIDE, "outside": "R", "half": "", "half_whole": "", "half_part": ""}
     if dtype in HALF:
         convert = HALF[dtype].format(qualifiers="static inline")
         values |= {

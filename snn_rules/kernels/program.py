@@ -1,8 +1,8 @@
 """What a rule's kernels read, keep and write: the plan from which C and CUDA are emitted.
 
-The forward kernel keeps nothing: a backward kernel walks forward again from `x` and the first state, and holds what its
-own walk needs in scratch memory of the size of a cache. A forward sweep of the rule goes along with the steps; if
-`between` can be traced, the reverse sweep after it is in the same kernel.
+The forward kernel keeps nothing, or of long trains a state now and then: a backward kernel walks forward again from `x`
+and that, and holds what its own walk needs in scratch memory of the size of a cache. A forward sweep of the rule goes
+along with the steps; if `between` can be traced, the reverse sweep after it is in the same kernel.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Program:
         """What the kernels of whole trains are given, in order: the forward one, then those of the stages."""
         before, after = ([f"{prefix}_{name}" for name in self.rule.state] for prefix in ("in", "out"))
         after += ["out_late"] if self.delay else []
-        ahead = ("x", "late", *before, "s", *after, "record")
+        ahead = ("x", "late", *before, "s", *after, "record", "marks")
         back = ([*(f"n_{name}" for name in stage.neurons), "n_scale", *(f"c_{name}" for name in stage.writes)] for stage in self.stages)
-        return (ahead, *(("x", "late", *before, "sent", "g", "dx", *names) for names in back))
+        return (ahead, *(("x", "late", *before, "marks", "sent", "g", "dx", *names) for names in back))
 
     @property
     def sent(self) -> str:

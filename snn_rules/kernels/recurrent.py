@@ -59,7 +59,7 @@ def backward(by: ByKernels, rule: LearningRule, tape: Tape, g: Tensor, weight: T
     dx, scales = _longer(by, g, rule.delay), None
     arrived = dx[:T]  # the gradient of what arrives; that of what is sent is `delay` steps further on
     if run.program.coupled:
-        held = [kept["a"], None, *(kept.get(f"in_{name}") for name in rule.state)]
+        held = [kept["a"], None, *(kept.get(f"in_{name}") for name in rule.state), None]
         neurons = by.walk_back(rule, run, g[0], held, g, arrived, kept.get("sent"))
         scales = rule.couple(weight, arrived, kept["before"], SimpleNamespace(T=T, **{**after, **neurons}))
     else:

@@ -23,6 +23,9 @@ class Loaded(Protocol):
     def __call__(self, index: int, tensors: Sequence[Tensor | None], T: int, M: int) -> int | None:
         """Run kernel `index` on the tensors of `program.pointers`; not 0 if a state is not finite, None if nothing has looked."""
 
+    def marks(self, row: Tensor, T: int) -> Tensor | None:
+        """Memory for states that the forward kernel leaves to the walks back, if they are to start from there."""
+
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""
 
@@ -58,8 +61,9 @@ class ByKernels(Eager):
         if rule.delay:
             after["late"] = x.new_empty(rule.delay, *shape, dtype=dtype)
         recorded = like(x.to(dtype)) if record else None
-        wrong = run(0, [*held, spikes, *after.values(), recorded], T, x.numel() // T)
-        return spikes, after, Tape(held, (run, after["v"]), None if wrong is None else not wrong), recorded
+        marks = run.marks(row, T) if learns else None
+        wrong = run(0, [*held, spikes, *after.values(), recorded, marks], T, x.numel() // T)
+        return spikes, after, Tape([*held, marks], (run, after["v"]), None if wrong is None else not wrong), recorded
 
     def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
         dx = self.memory(g)(g := g.contiguous())
