@@ -89,7 +89,7 @@ def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
         done = subprocess.run([command, *flags(), str(text), "-o", str(made)], capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no message"]
-            reason = next((line for line in said if "error" in line), said[0])
+            reason = next((line for line in said if "error" in line or "cannot find" in line), said[0])
             raise NoCompiler(f"{command} failed: {reason}")
         os.replace(made, path)
     return path

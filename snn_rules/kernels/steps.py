@@ -140,18 +140,20 @@ def _cpp(step: Step) -> cpp.Source:
     lines = "".join(f"      {line}\n" for line in step.lines)
     text = f"""
 extern "C" int {step.name}(void** p, int64_t t, int64_t M, int threads) {{
-#pragma omp parallel num_threads(threads)
-  {{
+  const int64_t chunks = (M + L - 1) / L;
+  const auto some = [=](int64_t first, int64_t last) {{
     Flush flush; (void)flush;
 {unpack}    const auto one = [&](auto kind, int64_t j, int n) __attribute__((always_inline)) {{
       typedef decltype(kind) A; (void)n;
 {lines}    }};
-#pragma omp for schedule(static)
-    for (int64_t c = 0; c < (M + L - 1) / L; ++c) {{
+    for (int64_t c = first; c < last; ++c) {{
       const int n = M - c * L < L ? M - c * L : L;
       if (n == L) one(Quick(), c * L, L); else one(Part(), c * L, n);
     }}
-  }}
+  }};
+  if (threads == 1) return some(0, chunks), 0;  // a team of one costs system calls
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int k = 0; k < threads; ++k) some(chunks * k / threads, chunks * (k + 1) / threads);
   return 0;
 }}
 """
