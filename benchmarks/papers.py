@@ -4,7 +4,8 @@
     make docs
 
 The first takes the folders of the seeds of one recipe and writes benchmarks/results/RULE-DATASET-NETWORK.json; what was
-changed on the command line (`--option warmup=off`) makes a row of its own, named after it. The second writes the tables of
+changed on the command line (`--option warmup=off`) makes a row of its own, named after it; with `--so-far`, trainings that were
+stopped before their last epoch are taken, too, and the row says after how many. The second writes the tables of
 docs/results.md anew. Accuracies are in percent. `best` is that of the best epoch by test accuracy, as the papers report
 it; `last` that of the last epoch, which no test sample has chosen.
 """
@@ -32,9 +33,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def collect(folders: Annotated[list[Path], typer.Argument(help="Of the seeds of one recipe; each holds a history.json.")]) -> None:
+def collect(
+    folders: Annotated[list[Path], typer.Argument(help="Of the seeds of one recipe; each holds a history.json.")],
+    so_far: Annotated[bool, typer.Option("--so-far", help="Take trainings that were stopped before their last epoch, too.")] = False,
+) -> None:
     """Merge the seeds of one recipe into a file of benchmarks/results."""
-    result = merge([json.loads((folder / "history.json").read_text()) for folder in folders])
+    result = merge([json.loads((folder / "history.json").read_text()) for folder in folders], so_far)
     path = RESULTS / (name(result) + ".json")
     write_json(path, result)
     typer.echo(f"{result['mean']:.2f} % over seeds {', '.join(map(str, result['seeds']))}; wrote {path}")
@@ -43,14 +47,14 @@ def collect(folders: Annotated[list[Path], typer.Argument(help="Of the seeds of 
 # ---- merging ---------------------------------------------------------------------------------------------------------
 
 
-def merge(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(histories: Sequence[Mapping[str, Any]], so_far: bool = False) -> dict[str, Any]:
     """One result of the histories of several seeds."""
     histories = sorted(histories, key=lambda history: history["config"]["seed"])
     first = histories[0]
     for history in histories:
         done, planned = len(history["epochs"]), history["config"]["epochs"]
-        if done < planned:
-            raise SystemExit(f"papers: {history['command']!r} was stopped after {done} of {planned} epochs; go on with --resume")
+        if done < planned and not so_far:
+            raise SystemExit(f"papers: {history['command']!r} was stopped after {done} of {planned} epochs; go on with --resume, or pass --so-far")
         if same(history) != same(first):
             raise SystemExit(f"papers: {history['command']!r} and {first['command']!r} differ in more than the seed")
     seeds = [history["config"]["seed"] for history in histories]
@@ -75,7 +79,7 @@ def merge(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "best": max(best),
         "last_mean": rounded(statistics.mean(last)),
         "last_std": spread(last),
-        "epochs": first["config"]["epochs"],
+        "epochs": min(len(history["epochs"]) for history in histories),
         "time": {"seconds_per_epoch": rounded(statistics.median(seconds)), "step_ms": mean(end["step_ms"] for end in ends)},
         "peak_memory_mb": rounded(max(history["peak_memory_mb"] for history in histories)),
         "threads": first["threads"],

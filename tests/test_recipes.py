@@ -259,6 +259,8 @@ def test_what_cannot_be_merged(papers: ModuleType, monkeypatch: pytest.MonkeyPat
     path = Path("runs/tssl-digits-8-seed0/history.json")
     path.write_text(path.read_text().replace('"epochs": 1,', '"epochs": 5,'))
     assert "was stopped after 1 of 5 epochs" in str(collected(papers, monkeypatch, "runs/tssl-digits-8-seed0").exception)
+    assert collected(papers, monkeypatch, "runs/tssl-digits-8-seed0", "--so-far").exit_code == 0
+    assert "| tssl, `epochs=5`, `limit_train=60` | digits | 8 | 4 | 1 of 9 | 0 | - |" in papers.table()
 
 
 def test_the_tables_are_those_of_the_results(papers: ModuleType) -> None:
