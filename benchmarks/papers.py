@@ -4,10 +4,10 @@
     make docs
 
 The first takes the folders of the seeds of one recipe and writes benchmarks/results/RULE-DATASET-NETWORK.json; what was
-changed on the command line (`--option warmup=off`) makes a row of its own, named after it; with `--so-far`, trainings that were
-stopped before their last epoch are taken, too, and the row says after how many. The second writes the tables of
-docs/results.md anew. Accuracies are in percent. `best` is that of the best epoch by test accuracy, as the papers report
-it; `last` that of the last epoch, which no test sample has chosen.
+changed on the command line (`--option warmup=off`) makes a row of its own, named after it. With `--so-far`, trainings that
+were stopped before their last epoch are taken, too, and the row says after how many; with `--add`, seeds join those of the
+row that is there. The second writes the tables of docs/results.md anew. Accuracies are in percent. `best` is that of the best
+epoch by test accuracy, as the papers report it; `last` that of the last epoch, which no test sample has chosen.
 """
 
 import json
@@ -36,11 +36,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def collect(
     folders: Annotated[list[Path], typer.Argument(help="Of the seeds of one recipe; each holds a history.json.")],
     so_far: Annotated[bool, typer.Option("--so-far", help="Take trainings that were stopped before their last epoch, too.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add the seeds to those that the row has already.")] = False,
 ) -> None:
     """Merge the seeds of one recipe into a file of benchmarks/results."""
     result = merge([json.loads((folder / "history.json").read_text()) for folder in folders], so_far)
     path = RESULTS / (name(result) + ".json")
-    write_json(path, result)
+    write_json(path, joined(json.loads(path.read_text()), result) if add else result)
+    result = json.loads(path.read_text())
     typer.echo(f"{result['mean']:.2f} % over seeds {', '.join(map(str, result['seeds']))}; wrote {path}")
 
 
@@ -61,7 +63,6 @@ def merge(histories: Sequence[Mapping[str, Any]], so_far: bool = False) -> dict[
     if len(set(seeds)) < len(seeds):
         raise SystemExit(f"papers: the seeds {seeds} are not all different")
     curves = {str(seed): curve(history["epochs"]) for seed, history in zip(seeds, histories, strict=True)}
-    best, last = ([curve[key] for curve in curves.values()] for key in ("best", "last"))
     ends = [history["epochs"][-1] for history in histories]
     seconds = [epoch["seconds"] for history in histories for epoch in history["epochs"]]
     return {
@@ -74,11 +75,7 @@ def merge(histories: Sequence[Mapping[str, Any]], so_far: bool = False) -> dict[
         "command": f"for seed in {' '.join(map(str, seeds))}; do {command(first['command'])} --seed $seed; done",
         "seeds": seeds,
         "curves": curves,
-        "mean": rounded(statistics.mean(best)),
-        "std": spread(best),
-        "best": max(best),
-        "last_mean": rounded(statistics.mean(last)),
-        "last_std": spread(last),
+        **accuracy(curves),
         "epochs": min(len(history["epochs"]) for history in histories),
         "time": {"seconds_per_epoch": rounded(statistics.median(seconds)), "step_ms": mean(end["step_ms"] for end in ends)},
         "peak_memory_mb": rounded(max(history["peak_memory_mb"] for history in histories)),
@@ -91,6 +88,33 @@ def merge(histories: Sequence[Mapping[str, Any]], so_far: bool = False) -> dict[
         "config": {key: value for key, value in first["config"].items() if key != "seed"},
         "versions": first["versions"],
     }
+
+
+def joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of two, of other seeds: where its trainings are gone, or on another machine."""
+    for key in ("config", "options", "epochs", "recipe"):
+        was, now = (asdict(Config(**row[key])) if key == "config" else row[key] for row in (old, new))
+        if was != now:
+            raise SystemExit(f"papers: the row there and the seeds to add differ in their {key}")
+    if both := set(old["seeds"]) & set(new["seeds"]):
+        raise SystemExit(f"papers: the row has the seeds {sorted(both)} already")
+    curves = dict(sorted({**old["curves"], **new["curves"]}.items(), key=lambda pair: int(pair[0])))
+    numbers, many = [int(seed) for seed in curves], (len(old["seeds"]), len(new["seeds"]))
+    shares = {key: blend(old[key], new[key], many) for key in ("time", "firing_rates", "synops", "counted")}
+    memory = {"peak_memory_mb": max(old["peak_memory_mb"], new["peak_memory_mb"])}
+    said = {"command": new["command"].replace(f"for seed in {' '.join(map(str, new['seeds']))};", f"for seed in {' '.join(map(str, numbers))};")}
+    return {**new, **said, "seeds": numbers, "curves": curves, **accuracy(curves), **shares, **memory}
+
+
+def blend(old: Mapping[str, float], new: Mapping[str, float], many: tuple[int, int]) -> dict[str, float]:
+    """The means of two rows, by their numbers of seeds."""
+    return {key: rounded((many[0] * old[key] + many[1] * new[key]) / sum(many), 4) for key in new}
+
+
+def accuracy(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    best, last = ([curve[key] for curve in curves.values()] for key in ("best", "last"))
+    ends = {"last_mean": rounded(statistics.mean(last)), "last_std": spread(last)}
+    return {"mean": rounded(statistics.mean(best)), "std": spread(best), "best": max(best), **ends}
 
 
 def same(history: Mapping[str, Any]) -> Any:

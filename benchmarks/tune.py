@@ -5,7 +5,7 @@
 
 Each `--set` names a setting of the training (`snn_rules.train.Config`) or a parameter of the rule, and the values to try; every
 combination is a trial. The schedule is made for `--epochs`. A trial counts by its last epoch, so that no sample chooses the epoch.
-It writes benchmarks/results/tuning-RULE-DATASET-NETWORK.json, and goes on where it was stopped; the second command writes the
+It writes benchmarks/results/tuning-RULE-DATASET-NETWORK-SETTINGS.json, and goes on where it was stopped; the second command writes the
 tables of docs/results.md anew. The recipe is not changed: its author takes what won, or says why not.
 """
 
@@ -57,7 +57,7 @@ def tune(
     about["network"] = written.network.rpartition("-")[0]
     won = max(trials, key=lambda trial: trial["accuracy"])["settings"]  # the first of equals
     of_trials = {"seed": seed, "epochs": epochs, "hold_out": hold_out, "trials": trials, "won": won}
-    path = papers.RESULTS / f"tuning-{about['rule']}-{about['dataset']}-{about['network']}.json"
+    path = papers.RESULTS / ("-".join(["tuning", about["rule"], about["dataset"], about["network"], *won]) + ".json")
     write_json(path, {**about, "command": papers.command(typed, ("--out",)), **of_trials})
     typer.echo(f"{said(won)} did best; wrote {path}")
 
@@ -76,7 +76,7 @@ def table() -> str:
     """All trials, for docs/results.md."""
     lines = [papers.head("rule | data | network | epochs | trial | accuracy on the samples held out | on those trained with", 3)]
     found = [json.loads(path.read_text()) for path in papers.RESULTS.glob("tuning-*.json")]
-    for result in sorted(found, key=lambda r: (r["dataset"], r["network"], r["rule"])):
+    for result in sorted(found, key=lambda r: (r["dataset"], r["network"], r["rule"], list(r["won"]))):
         for trial in result["trials"]:
             accuracy = f"{trial['accuracy']:.2f}"
             shown = f"**{accuracy}**" if trial["settings"] == result["won"] else accuracy

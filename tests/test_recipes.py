@@ -196,6 +196,18 @@ def test_seeds_are_merged_and_shown(papers: ModuleType, monkeypatch: pytest.Monk
     assert result["std"] == pytest.approx(abs(curves["0"]["best"] - curves["1"]["best"]) / 2**0.5, abs=0.001)
     assert result["samples"] == {"train": 60, "test": 360}
     assert list(result["firing_rates"]) == ["neuron1", "neuron2"] and result["versions"]["torch"] and result["peak_memory_mb"] > 10
+    train("--recipe", "tssl/digits-8", "--seed", "2")
+    Path("results/tssl-digits-8-limit_train-60.json").rename("both.json")
+    assert collected(papers, monkeypatch, *(f"runs/tssl-digits-8-seed{seed}" for seed in range(3))).exit_code == 0
+    three = json.loads(Path("results/tssl-digits-8-limit_train-60.json").read_text())
+    Path("both.json").rename("results/tssl-digits-8-limit_train-60.json")
+    assert "has the seeds [1] already" in str(collected(papers, monkeypatch, "--add", "runs/tssl-digits-8-seed1").exception)
+    assert collected(papers, monkeypatch, "--add", "runs/tssl-digits-8-seed2").exit_code == 0
+    added = json.loads(Path("results/tssl-digits-8-limit_train-60.json").read_text())
+    for key in ("seeds", "curves", "mean", "std", "best", "last_mean", "last_std", "config", "peak_memory_mb"):
+        assert added[key] == three[key]
+    assert added["synops"] == pytest.approx(three["synops"], abs=1e-3) and added["command"].startswith("for seed in 0 1 2; do ")
+    Path("results/tssl-digits-8-limit_train-60.json").write_text(json.dumps(result))
     other = json.loads(Path("results/tssl-digits-8-epochs-1-warmup-layer-limit_train-60.json").read_text())
     assert other["changed"] == {"epochs": 1, "warmup": "layer", "limit_train": 60} and other["std"] is None
     lines = papers.table().splitlines()
@@ -221,7 +233,7 @@ def test_a_tuning_tries_every_combination_on_samples_held_out(papers: ModuleType
     for _ in range(2):  # the second time there is nothing left to train
         result = CliRunner().invoke(tune.app, words)
         assert result.exit_code == 0, result.output
-    found = json.loads(Path("results/tuning-tssl-digits-8.json").read_text())
+    found = json.loads(Path("results/tuning-tssl-digits-8-lr-tau_m.json").read_text())
     tried = [trial["settings"] for trial in found["trials"]]
     assert tried == [{"lr": lr, "tau_m": tau_m} for lr in (0.02, 1e-9) for tau_m in (3, 5)] and found["samples"] == {"train": 60, "test": 100}
     scores = [trial["accuracy"] for trial in found["trials"]]
