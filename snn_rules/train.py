@@ -192,7 +192,9 @@ class _Trainer:
 
     def output(self, net: nn.Module, x: Tensor) -> Tensor:
         """What the network makes of the samples, in the precision asked for."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        if self.config.precision == "float32":
+            return net(x)  # type: ignore[no-any-return]
+        with torch.autocast(x.device.type, torch.bfloat16):
             out: Tensor = net(x)
         return out.float()
 

@@ -76,13 +76,14 @@ def test_list_answers_at_once_with_fifty_plugins(install: Install, tmp_path: Pat
 
 def test_the_package_adds_little_to_the_import_of_torch_and_spikingjelly() -> None:
     code = (
-        "import time, torch, spikingjelly.activation_based.neuron, spikingjelly.activation_based.layer\n"
+        "import time; began = time.process_time()\n"
+        "import torch, spikingjelly.activation_based.neuron, spikingjelly.activation_based.layer; stock = time.process_time() - began\n"
         "began = time.process_time(); import snn_rules; first = time.process_time() - began\n"
-        "snn_rules.RuleNode, snn_rules.convert, snn_rules.rules(); print(first, time.process_time() - began)"
+        "snn_rules.RuleNode, snn_rules.convert, snn_rules.rules(); print(stock, first, time.process_time() - began)"
     )
     said = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True).stdout
-    first, all_names = map(float, said.split())
-    assert first < 0.25 and all_names < 0.25, said
+    stock, first, all_names = map(float, said.split())  # a busy machine stretches all alike
+    assert first < 0.02 * stock and all_names < 0.15 * stock, said
 
 
 # ---- options and names ---------------------------------------------------------------------------------------------
