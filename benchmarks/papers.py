@@ -41,8 +41,11 @@ def collect(
     """Merge the seeds of one recipe into a file of benchmarks/results."""
     result = merge([json.loads((folder / "history.json").read_text()) for folder in folders], so_far)
     path = RESULTS / (name(result) + ".json")
-    write_json(path, joined(json.loads(path.read_text()), result) if add else result)
-    result = json.loads(path.read_text())
+    if add and not path.exists():
+        raise SystemExit(f"papers: there is no row {str(path)!r} to add seeds to; leave out --add")
+    if add:
+        result = joined(json.loads(path.read_text()), result)
+    write_json(path, result)
     typer.echo(f"{result['mean']:.2f} % over seeds {', '.join(map(str, result['seeds']))}; wrote {path}")
 
 

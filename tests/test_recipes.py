@@ -200,6 +200,8 @@ def test_seeds_are_merged_and_shown(papers: ModuleType, monkeypatch: pytest.Monk
     Path("results/tssl-digits-8-limit_train-60.json").rename("both.json")
     assert collected(papers, monkeypatch, *(f"runs/tssl-digits-8-seed{seed}" for seed in range(3))).exit_code == 0
     three = json.loads(Path("results/tssl-digits-8-limit_train-60.json").read_text())
+    Path("results/tssl-digits-8-limit_train-60.json").unlink()
+    assert "there is no row" in str(collected(papers, monkeypatch, "--add", "runs/tssl-digits-8-seed1").exception)
     Path("both.json").rename("results/tssl-digits-8-limit_train-60.json")
     assert "has the seeds [1] already" in str(collected(papers, monkeypatch, "--add", "runs/tssl-digits-8-seed1").exception)
     assert collected(papers, monkeypatch, "--add", "runs/tssl-digits-8-seed2").exit_code == 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..rule import LearningRule
 from .buffers import memory
 from .build import build
-from .prelude import STRIDE, prelude
+from .prelude import PART, prelude
 from .program import Program, program
 from .steps import for_cpu
 from .trains import ByKernels
@@ -46,10 +46,10 @@ class Kernels:
         return wrong
 
     def marks(self, row: Tensor, T: int) -> Tensor | None:
-        """Memory for the states of neurons like `row` at each `STRIDE` steps of a long train, from where its parts are walked back."""
+        """Memory for the states of neurons like `row` at each `PART` steps of a long train, from where its parts are walked back."""
         if T <= MARKED or all(stage.ahead for stage in self.program.stages):  # a sweep that goes ahead makes them on its way
             return None
-        return row.new_empty(-(-T // STRIDE), len(self.program.rule.state), *row.shape)
+        return row.new_empty(-(-T // PART), len(self.program.rule.state), *row.shape)
 
     def bind(self, index: int, tensors: dict[str, Tensor], M: int) -> Callable[[int], object]:
         """Kernel `index`, of one step, over these tensors: to be called with each step."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-STRIDE = 64  # steps of a part of a long train
+PART = 64  # steps of a part of a long train
 
 PRELUDE = """\
 #include <cstdint>
@@ -163,7 +163,7 @@ WHOLE_FLOAT16 = f"""
   static void out(H* p, V v, int) {{ asm("vcvtps2ph $0, %1, %0" : "=m"(*(HU*)p) : "v"(v)); }}
 #else{WHOLE}
 #endif"""
-PART = """
+PARTIAL = """
   static V get(const H* p, int n) { H h[L] = {}; memcpy(h, p, n * sizeof(H)); return Quick::get(h, n); }
   static void out(H* p, V v, int n) { H h[L]; Quick::out(h, v, n); memcpy(p, h, n * sizeof(H)); }"""
 
@@ -171,13 +171,13 @@ PART = """
 def prelude(dtype: torch.dtype) -> str:
     """For tensors of `dtype`: in half precision, the state is float32."""
     values: dict[str, Any] = dict(DOUBLE if dtype == torch.float64 else FLOAT)
-    values |= {"part": STRIDE, "outside": "R", "half": "", "half_whole": "", "half_part": ""}
+    values |= {"part": PART, "outside": "R", "half": "", "half_whole": "", "half_part": ""}
     if dtype in HALF:
         convert = HALF[dtype].format(qualifiers="static inline")
         values |= {
             "outside": "uint16_t",
             "half": VECTORS + convert,
             "half_whole": WHOLE_FLOAT16 if dtype == torch.float16 else WHOLE,
-            "half_part": PART,
+            "half_part": PARTIAL,
         }
     return PRELUDE.format(**values, exp=exponential(values))
