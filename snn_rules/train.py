@@ -88,6 +88,8 @@ def fit(
     if config.batch_size < team.size:
         raise RuleError(f"training: batch_size={config.batch_size} is less than a sample for each of the {team.size} processes; raise it")
     check_images(config, data.shape, data.temporal)
+    if config.precision != "float32" and rule.capabilities.signal == "times":
+        raise RuleError(f"training: precision={config.precision!r}, but rule {rule.name!r} sends exact times, which stay float32; leave it out")
     if folder is None:
         return _Trainer(net, rule, data, config, team).run(None, History(), on_step, on_epoch)
     path = Path(folder) / "checkpoint.pt"

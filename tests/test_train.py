@@ -81,6 +81,8 @@ def test_bfloat16_is_of_products_and_not_of_weights() -> None:
     fit(net, rule, FEW, Config.of(rule, epochs=1, precision="bfloat16"))
     handle.remove()
     assert set(seen) == {torch.bfloat16}
+    with pytest.raises(RuleError, match="precision='bfloat16', but rule 'stdbp' sends exact times, which stay float32; leave it out"):
+        train("stdbp event", precision="bfloat16")
 
 
 def test_progress_is_told_and_the_loss_is_that_of_a_sample() -> None:
