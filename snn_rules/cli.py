@@ -209,9 +209,10 @@ def train(
 
     In several processes (one a GPU, or gloo on CPUs), with the curve of one: torchrun --nproc-per-node 2 -m snn_rules train --distributed --rule tssl
     """
-    from . import experiments, recipes
+    from . import experiments, recipes, tune_cpu_allocator
     from .distributed import team
 
+    tune_cpu_allocator()  # the process trains and ends: what torch frees, the next step takes
     written = recipes.load(recipe) if recipe else None
     if written is None and rule is None:
         raise RuleError("train: pass --rule, such as --rule tssl (snn-rules list names them), or --recipe")

@@ -24,7 +24,7 @@ def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | N
     """A spike at each step with probability `rate * x`."""
     _check_steps(T)
     chance = torch.rand((T, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
-    return (chance < rate * x).to(x.dtype)
+    return chance.lt_(rate * x.detach())  # in place: a long train is large
 
 
 def latency(x: Tensor, T: int, floor: float = 0.02) -> Tensor:
