@@ -171,15 +171,15 @@ def _step(who: str, T: int) -> Callable[[], object]:
             net.add_module(f"neuron{k}", neuron.LIFNode(decay_input=False) if who == "LIFNode" else RuleNode(rule))
     functional.set_step_mode(net, "m")
     rule.initialize(net)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
     x, labels, g = rule.encode(torch.rand(100, 784), T), torch.arange(100) % 10, torch.randn(T, 100, 10)
 
     def step() -> None:
+        optimizer.zero_grad()
         if who == "products":
             net(x).backward(g)
             return
         loss = rule.loss(net(x), labels)
-        optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         functional.reset_net(net)
