@@ -10,27 +10,27 @@ def each(body: str) -> str:
 
 
 def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, states: int = 0, steps: int | None = None) -> str:
-    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors.
+    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors, as `scratch` is, of TB steps.
 
     With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
     """
-    whole = min(_WHOLE // max(scratch, 1), _LONG)
+    whole = _WHOLE * 8 // max(scratch, 1)
     length = f"!p[{pointers.index('marks')}] && T <= {whole} ? T : PART" if scratch and not steps else "T"
     unpack = "\n".join(f"  {(kind := kind_of(n))}* const p_{n} = ({kind}*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
     written = " | ".join(f"(uintptr_t)p[{k}]" for k, n in enumerate(pointers) if n in ("s", "dx") or n.startswith(("out_", "c_")))
     stream = f"T * M * (int64_t)sizeof(H) >= {_LARGE} && M % L == 0 && (({written}) & 63) == 0" if {"s", "dx"} & {*pointers} else "false"
     choose, allocate, count, held = "  int64_t width = WIDE;\n", "    V* sc = nullptr;\n", "const int NC", "V* sc"
     if scratch:  # of a part of the train, and a mark for each part, a neuron
-        choose = f"""  const int64_t length = {length}, size = (length + TB) * {scratch} + (T / PART + 1) * {states};
+        choose = f"""  const int64_t length = {length}, size = (length / TB + 1) * {scratch} + (T / PART + 1) * {states};
   const int64_t room = {_CACHE} / (int64_t)sizeof(V) / size;
   int64_t width = room > WIDE ? WIDE : room >= ROW ? room : 2 * room > ROW ? ROW : 2 * room;  // of memory's pages, more than a line or two at a time
 """
         allocate = "    V* sc = (V*)aligned_alloc(64, sizeof(V) * size * (width > 1 ? width : 1));\n"
     unpack += f"\n  const int64_t length = {length}; (void)length;"
-    unpack += f"\n  V* const mark = sc + (length + TB) * {scratch} * NC; (void)mark;"
+    unpack += f"\n  V* const mark = sc + (length / TB + 1) * {scratch} * NC; (void)mark;"
     if steps:
         choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"
-        unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * 2 * 8}]; (void)sc;\n{unpack}"
+        unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * 2}]; (void)sc;\n{unpack}"
     return f"""
 template <class A> static inline __attribute__((always_inline))
 void {name}_chunk(B& wrong, void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
@@ -65,7 +65,6 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 _LARGE = 4 << 20  # bytes of an output that is written past the caches, in which it would crowd out what else a layer reads
 _CACHE = 512 * 1024  # of scratch a thread: a part of its second-level cache
 _WHOLE = 2048  # values of a neuron up to which a train is walked back in one piece: of four vectors, they fill the cache
-_LONG = 512  # steps, likewise: chunks of longer trains would be narrow, and memory is read by whole pages
 
 
 def indent(text: str, by: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .chunks import each, indent, kernel
-from .emit import Lines, constant, number
+from .emit import Lines, condition, constant
 from .graph import BOOLEAN, Node, order
 from .program import Program, Stage
 
@@ -38,7 +38,7 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
         text += _there_and_back(program, stage)
     else:
         text += "  ahead(0, T, NO{}, YES{});\n" + each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in stage.writes))
-    return Source(name, kernel(name, pointers, text, len(stage.scratch), len(states), steps), pointers)
+    return Source(name, kernel(name, pointers, text, _size(stage), len(states), steps), pointers)
 
 
 # ---- the walk through the steps ------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def _step(program: Program, stage: Stage | None = None) -> str:
         return {"state": f"v_{what}", "carry": f"v_c{what}", "step": str(what), "neuron": f"n_{what}", "total": f"n_{what}"}[kind]
 
     lines = Lines(name)
-    kept = [number(node, lines(node)) for node in stage.scratch] if stage else []
+    kept = [f"{at} = {_packed(node, lines)};" for node, at in _places(stage)] if stage else []
     spike = None if stage else lines(program.traced.spike)
     after = {n: lines(node) for n, node in program.traced.state.items()}
     text = [f"const V a = {_arrival(program)};", *lines.text]
@@ -66,9 +66,7 @@ def _step(program: Program, stage: Stage | None = None) -> str:
         sums = Lines(name, lines.known, prefix="f")
         totals = {f"c{n}": sums(node) for n, node in stage.ahead.carry.items()}
         text += ["if constexpr (more.value) {", *_loads(program, stage.ahead_reads, ("x", "g")), *sums.text, *_assign(totals), "}"]
-    if kept:
-        stores = [f"sc_at[(t - t0) * {len(kept)} + {k}] = {value};" for k, value in enumerate(kept)]
-        text += ["if constexpr (keep.value) {", *stores, "}"]
+    text += ["if constexpr (keep.value) {", *kept, "}"] if kept else []
     text += [] if stage else [f"A::out(p_s + t * M + j, {spike}, n);"]
     text += _assign(after)
     text += [] if stage else ["if constexpr (more.value) A::put(p_record + t * M + j, v_v, n);"]
@@ -120,7 +118,7 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
     It keeps what the way back needs of each step, or else marks the state at the first step of each part. `more` is what only the
     first walk does: the sums of a sweep that goes along, or a record of the potential.
     """
-    states, scratch = list(program.rule.state), len(stage.scratch) if stage else 0
+    states, scratch = list(program.rule.state), bool(stage and stage.scratch)
     held = [*states, *_carries(stage)]
     mark = " ".join(f"mark[(t0 / PART * NC + c) * {len(states)} + {k}] = v_{n};" for k, n in enumerate(states))
     keep = " ".join(f"A::put(p_marks + (t0 / PART * {len(states)} + {k}) * M + j, v_{n}, n);" for k, n in enumerate(states))
@@ -129,7 +127,7 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
     for (int64_t t0 = from; t0 < to; t0 += TB)
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-      {_place(scratch)}{" ".join(f"V v_{n} = S_{n}[c];" for n in held)}
+      {_block(stage) if stage else ""}{" ".join(f"V v_{n} = S_{n}[c];" for n in held)}
       {marks if stage else f"if (p_marks && t0 % PART == 0) {{ {keep} }}"}
       auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {indent(_step(program, stage), 8)}
@@ -147,9 +145,43 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
 """
 
 
-def _place(scratch: int) -> str:
+# ---- what the way back finds in memory -----------------------------------------------------------------------------
+
+
+def _size(stage: Stage) -> int:
+    """Vectors of scratch for TB steps of a vector of neurons: numbers, then conditions, of which FLAGS take the room of one number."""
+    flags = sum(condition(node) is not None for node in stage.scratch)
+    return (len(stage.scratch) - flags) * 8 + flags * 2
+
+
+def _block(stage: Stage) -> str:
     """Where the scratch of a block of TB steps begins: it lies in the order in which both walks touch it."""
-    return f"V* const sc_at = sc + ((t0 - from) / TB * NC + c) * {scratch} * TB; (void)sc_at;\n      " if scratch else ""
+    if not stage.scratch:
+        return ""
+    numbers = sum(condition(node) is None for node in stage.scratch)
+    flags = f"F* const fl_at = (F*)(sc_at + {numbers} * TB); (void)fl_at;\n      "
+    return f"V* const sc_at = sc + ((t0 - from) / TB * NC + c) * {_size(stage)}; (void)sc_at;\n      " + flags
+
+
+def _places(stage: Stage) -> list[tuple[Node, str]]:
+    """Each value and where it lies at step t."""
+    flags = [node for node in stage.scratch if condition(node) is not None]
+    numbers = [node for node in stage.scratch if condition(node) is None]
+    places = {
+        id(node): f"{array}[(t - t0) * {len(some)} + {k}]" for array, some in (("sc_at", numbers), ("fl_at", flags)) for k, node in enumerate(some)
+    }
+    return [(node, places[id(node)]) for node in stage.scratch]
+
+
+def _packed(node: Node, lines: Lines) -> str:
+    asked = condition(node)
+    return lines(node) if asked is None else f"pack({lines(asked)})"
+
+
+def _unpacked(node: Node, name: str, at: str) -> str:
+    if condition(node) is None:
+        return f"const V {name} = {at};"
+    return f"const B {name} = unpack({at});" if node.op in BOOLEAN else f"const V {name} = unpack({at}) ? K(1) : K(0);"
 
 
 # ---- and back --------------------------------------------------------------------------------------------------------
@@ -204,8 +236,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     made, after = ({n: lines(node) for n, node in nodes.items()} for nodes in (walk.put, walk.carry))
 
     puts = [f"A::out(p_{n} + (t - {delay}) * M + j, {value}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);" for n, value in made.items()]
-    places = [(node, f"sc_at[(t - t0) * {len(kept)} + {k}]") for k, node in enumerate(stage.scratch)]
-    step = [f"const B z{k} = {at} != K(0);" if node.op in BOOLEAN else f"const V z{k} = {at};" for k, (node, at) in enumerate(places)]
+    step = [_unpacked(node, f"z{k}", at) for k, (node, at) in enumerate(_places(stage))]
     step += ["A::fetch(p_g + (t - TB) * M + j);"] if "g" in stage.back_reads else []
     step += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, *(f"if (t >= {delay}) {put}" if delay else put for put in puts)]
     step += _assign({f"k_{n}": value for n, value in after.items()}, prefix="")
@@ -228,7 +259,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     t0 = from + (t1 - 1 - from) / TB * TB;
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-      {_place(len(kept))}{load}
+      {_block(stage)}{load}
 {given}{scale}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {indent(chr(10).join(step), 8)}
       }};

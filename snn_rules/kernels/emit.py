@@ -67,6 +67,14 @@ def _clipped(node: Node) -> bool:
     return bool(bounds.get("minimum", 99.0) <= 80.0 and bounds.get("maximum", -99.0) >= -80.0)
 
 
+def condition(node: Node) -> Node | None:
+    """The condition of which the node is the value, if it is one: itself, or as 1 and 0."""
+    if node.op in BOOLEAN:
+        return node
+    one = node.op == "where" and [arg.value if arg.op == "const" else None for arg in node.args[1:]] == [1.0, 0.0]
+    return node.args[0] if one else None
+
+
 def number(node: Node, name: str) -> str:
     """The node's value where numbers are kept: a condition is 1 or 0 there."""
     return f"{name} ? K(1) : K(0)" if node.op in BOOLEAN else name
@@ -100,4 +108,4 @@ def leaves(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[tuple[str, s
     return found
 
 
-__all__ = ["Lines", "constant", "kind_of", "leaves", "order"]
+__all__ = ["Lines", "condition", "constant", "kind_of", "leaves", "order"]

@@ -26,6 +26,7 @@ typedef {integer} I;
 typedef R V __attribute__((vector_size(64)));
 typedef I B __attribute__((vector_size(64)));
 typedef {outside} H;  // of inputs, spikes and gradients
+typedef int8_t F __attribute__((vector_size(64 / sizeof(R))));  // conditions in memory
 typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
 enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32, ROW = 16, PART = {part} }};
 typedef std::true_type YES;
@@ -65,10 +66,13 @@ static inline int any_(B b) {{ uint64_t w[8], all = 0; memcpy(w, &b, sizeof w); 
 #if defined(__AVX512F__)
 static inline V min_(V a, V b) {{ asm("vminp{letter} %1, %2, %0" : "=v"(a) : "v"(a), "v"(b)); return a; }}  // a > b ? b : a, in one instruction
 static inline V max_(V a, V b) {{ asm("vmaxp{letter} %1, %2, %0" : "=v"(a) : "v"(a), "v"(b)); return a; }}
+static inline B unpack(F f) {{ B b; asm("vpmovsxb{lane} %1, %0" : "=v"(b) : "vm"(f)); return b; }}
 #else
+static inline B unpack(F f) {{ return __builtin_convertvector(f, B); }}
 static inline V min_(V a, V b) {{ return a > b ? b : a; }}
 static inline V max_(V a, V b) {{ return a < b ? b : a; }}
 #endif
+static inline F pack(B b) {{ return __builtin_convertvector(b, F); }}
 static inline V scale_(V k) {{ B bits; memcpy(&bits, &k, sizeof bits); bits = bits << {mantissa}; memcpy(&k, &bits, sizeof k); return k; }}
 {exp}
 struct Flush {{  // denormals of silent neurons halve the speed
@@ -93,12 +97,12 @@ PLAIN = "static inline V fma_(V a, V b, V c) { return a * b + c; }\nstatic inlin
 # Taylor series in float64. Adding `magic` rounds to a whole number, which then stands in the last bits, with the bias of the
 # exponent: shifted, they are 2^k.
 FLOAT = {
-    "real": "float", "integer": "int32_t", "letter": "s", "fused": FUSED, "mantissa": 23, "low": "-87.0", "high": "88.0",
+    "real": "float", "integer": "int32_t", "letter": "s", "lane": "d", "fused": FUSED, "mantissa": 23, "low": "-87.0", "high": "88.0",
     "magic": "12583039.0", "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4",
     "powers": (0.49999232, 0.16667115, 0.04189015, 0.00831252),
 }  # fmt: skip
 DOUBLE = {
-    "real": "double", "integer": "int64_t", "letter": "d", "fused": PLAIN, "mantissa": 52, "low": "-708.0", "high": "709.0",
+    "real": "double", "integer": "int64_t", "letter": "d", "lane": "q", "fused": PLAIN, "mantissa": 52, "low": "-708.0", "high": "709.0",
     "magic": "6755399441056767.0", "ln2_high": "6.93145751953125e-1", "ln2_low": "1.42860682030941723212e-6",
     "powers": tuple(1 / factorial(k) for k in range(2, 14)),
 }  # fmt: skip
