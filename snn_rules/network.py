@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .conversion import convert
 from .neuron import RuleNode
+from .pooling import AvgPool2d
 from .recurrent import InhibitedNode, RecurrentNode, check_recurrent
 from .registry import get_rule
 from .reservoir import Reservoir
@@ -88,17 +89,6 @@ class Layers(nn.Sequential):
                 out, still = out.expand(steps, *out.shape[1:]), False
             out = module(out)
         return out
-
-
-class SumPool2d(layer.AvgPool2d):  # type: ignore[misc]
-    """The sum over the window, times `gain`."""
-
-    def __init__(self, size: int, gain: float):
-        super().__init__(size)
-        self.gain = gain
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (self.gain * self.kernel_size**2)  # type: ignore[no-any-return]
 
 
 def network(
@@ -166,10 +156,10 @@ def _rules(text: str, parts: Sequence[Part], rule: LearningRule, thresholds: Seq
 
 def _over_maps(part: Part, rule: LearningRule, channels: int, pool_gain: float | None) -> nn.Module:
     made: nn.Module
-    if part.kind == "pool" and pool_gain is not None and rule.capabilities.pooling != "max":
-        made = SumPool2d(part.size, pool_gain)
+    if part.kind == "pool" and rule.capabilities.pooling == "max":
+        made = layer.MaxPool2d(part.size)
     elif part.kind == "pool":
-        made = (layer.MaxPool2d if rule.capabilities.pooling == "max" else layer.AvgPool2d)(part.size)
+        made = AvgPool2d(part.size, 1.0 if pool_gain is None else pool_gain * part.size**2)
     else:
         made = layer.Conv2d(channels, part.size, part.kernel, padding=part.padding, bias=False)
     return made

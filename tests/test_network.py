@@ -7,6 +7,7 @@ from torch import nn
 import snn_rules
 from snn_rules import RuleError, get_rule
 from snn_rules.network import network, parse
+from snn_rules.pooling import AvgPool2d
 
 RULES = ("surrogate", "tssl", "strsbp", "stdbp")
 
@@ -67,6 +68,19 @@ def test_layers_of_spike_times() -> None:
     out = net(rule.encode(torch.rand(3, 1, 8, 8), 1))
     assert out.shape == (1, 3, 10) and bool((out <= rule.window).all())
     assert net.neuron1.rule.v_threshold == 0.5
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("shape", [(5, 3, 2, 12, 18), (2, 3, 9, 7), (1, 1, 7, 7)])  # with all steps and of one; windows that fit, and that do not
+def test_mean_pooling_is_torchs(size: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    pool = AvgPool2d(size, gain=1.7)
+    pool.step_mode = "m" if len(shape) == 5 else "s"
+    wanted = 1.7 * nn.functional.avg_pool2d(x.reshape(-1, *shape[-3:]), size).reshape(*shape[:-2], shape[-2] // size, shape[-1] // size)
+    torch.testing.assert_close(pool(x), wanted)
+    g = torch.randn_like(wanted)
+    torch.testing.assert_close(torch.autograd.grad(pool(x), x, g), torch.autograd.grad(wanted, x, g))
 
 
 def test_pooling_by_neurons() -> None:
