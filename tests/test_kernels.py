@@ -1,5 +1,6 @@
 """Kernels compiled for the CPU against eager torch, from one text: spikes and states bit for bit, gradients to round-off."""
 
+import platform
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -83,6 +84,25 @@ def test_goes_on_from_a_state(name, options):
 def test_many_neurons_in_parallel(name, options):
     rule = snn_rules.get_rule(name, **options)
     compare(rule, *signal(rule, 9, (40, 1003), torch.float32))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are of x86")
+@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -mno-avx2"], ids=["32 bytes", "16 bytes"])
+@pytest.mark.parametrize("name", ["surrogate", "tssl", "strsbp", "stdbp"])
+def test_narrower_vectors_give_the_same_bits(name, flags, monkeypatch):
+    rule = snn_rules.get_rule(name, **({"v_threshold": 1.0} if name == "strsbp" else {}))
+    x, g = signal(rule, 23, (5, 17), torch.float32)
+
+    def run():
+        executor = Compiled(Kernels(program(rule, 23), torch.float32, None))
+        spikes, after, tape, _ = executor.forward(rule, x, {})
+        dx, values = executor.backward(rule, tape, g)
+        return {"spikes": spikes, "dx": dx, **after, **values}
+
+    wanted = run()
+    monkeypatch.setenv("SNN_RULES_CXXFLAGS", flags)
+    found = run()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items()) and wanted["dx"].any()
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "not"])

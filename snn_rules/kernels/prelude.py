@@ -1,4 +1,4 @@
-"""What stands before the kernels in C++: vectors of 64 bytes, how they are loaded and stored, and exp.
+"""What stands before the kernels in C++: vectors as wide as the machine's, how they are loaded and stored, and exp.
 
 Single instructions are written in assembler: compiling <immintrin.h> takes longer than a small kernel.
 """
@@ -20,15 +20,22 @@ PRELUDE = """\
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX2__)
+#define BYTES 32  // compilers take wider vectors apart, number by number
+#else
+#define BYTES 16
+#endif
 #define INFINITY __builtin_inf()
 typedef {real} R;
 typedef {integer} I;
-typedef R V __attribute__((vector_size(64)));
-typedef I B __attribute__((vector_size(64)));
+typedef R V __attribute__((vector_size(BYTES)));
+typedef I B __attribute__((vector_size(BYTES)));
 typedef {outside} H;  // of inputs, spikes and gradients
-typedef int8_t F __attribute__((vector_size(64 / sizeof(R))));  // conditions in memory
-typedef R U __attribute__((vector_size(64), aligned(sizeof(R)), may_alias));
-enum {{ L = 64 / sizeof(R), TB = 8, WIDE = 32, ROW = 16, PART = {part} }};
+typedef int8_t F __attribute__((vector_size(BYTES / sizeof(R))));  // conditions in memory
+typedef R U __attribute__((vector_size(BYTES), aligned(sizeof(R)), may_alias));
+enum {{ L = BYTES / sizeof(R), TB = 8, WIDE = 2048 / BYTES, ROW = 1024 / BYTES, PART = {part} }};
 typedef std::true_type YES;
 typedef std::false_type NO;
 #define K(c) (V{{}} + (R)(c))
@@ -43,12 +50,8 @@ struct Stream : Quick {{  // past the caches: for outputs much larger than they 
   using Quick::out;
   static void fetch(const void* p) {{ __builtin_prefetch(p); }}
   static void out(R* p, V v, int) {{
-#if defined(__AVX512F__)
+#if defined(__AVX512F__)  // whole lines of the cache: parts of one cost more than they save
     asm volatile("vmovntdq %1, %0" : "=m"(*(V*)p) : "v"(v));
-#elif defined(__AVX__)
-    typedef R Half __attribute__((vector_size(32)));
-    Half h[2]; memcpy(h, &v, sizeof h);
-    asm volatile("vmovntdq %2, %0; vmovntdq %3, %1" : "=m"(((Half*)p)[0]), "=m"(((Half*)p)[1]) : "x"(h[0]), "x"(h[1]));
 #else
     *(U*)p = v;
 #endif
@@ -61,9 +64,9 @@ struct Part {{
   static void put(R* p, V v, int n) {{ memcpy(p, &v, n * sizeof(R)); }}
   static void out(R* p, V v, int n) {{ put(p, v, n); }}{half_part}
 }};
-static inline int any_(B b) {{ uint64_t w[8], all = 0; memcpy(w, &b, sizeof w); for (uint64_t one : w) all |= one; return all != 0; }}
+static inline int any_(B b) {{ uint64_t w[BYTES / 8], all = 0; memcpy(w, &b, sizeof w); for (uint64_t one : w) all |= one; return all != 0; }}
 {fused}
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 static inline V min_(V a, V b) {{ asm("vminp{letter} %1, %2, %0" : "=v"(a) : "v"(a), "v"(b)); return a; }}  // a > b ? b : a, in one instruction
 static inline V max_(V a, V b) {{ asm("vmaxp{letter} %1, %2, %0" : "=v"(a) : "v"(a), "v"(b)); return a; }}
 static inline B unpack(F f) {{ B b; asm("vpmovsxb{lane} %1, %0" : "=v"(b) : "vm"(f)); return b; }}
@@ -84,7 +87,7 @@ struct Flush {{  // denormals of silent neurons halve the speed
 
 # a * b + c and c - a * b, rounded once: the same bits on every machine
 FUSED = """\
-#if defined(__AVX512F__)
+#if defined(__AVX2__) && defined(__FMA__)
 static inline V fma_(V a, V b, V c) { asm("vfmadd213ps %2, %1, %0" : "+v"(a) : "v"(b), "vm"(c)); return a; }
 static inline V fnma_(V a, V b, V c) { asm("vfnmadd213ps %2, %1, %0" : "+v"(a) : "v"(b), "vm"(c)); return a; }
 #else
@@ -152,8 +155,8 @@ HALF = {
 """,
 }  # fmt: skip
 VECTORS = """\
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef H HU __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(BYTES)));
+typedef H HU __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
 #define N(c) (Bits{} + c)
 static inline V real_(Bits b) { return (V)b; }
 static inline Bits bits_(V v) { return (Bits)v; }
@@ -162,7 +165,7 @@ WHOLE = """
   static V get(const H* p, int) { return widen_(__builtin_convertvector(*(const HU*)p, Bits)); }
   static void out(H* p, V v, int) { *(HU*)p = __builtin_convertvector(narrow_(v), HU); }"""
 WHOLE_FLOAT16 = f"""
-#if defined(__AVX512F__)
+#if defined(__AVX2__) && defined(__F16C__)
   static V get(const H* p, int) {{ V v; asm("vcvtph2ps %1, %0" : "=v"(v) : "m"(*(const HU*)p)); return v; }}
   static void out(H* p, V v, int) {{ asm("vcvtps2ph $0, %1, %0" : "=m"(*(HU*)p) : "v"(v)); }}
 #else{WHOLE}

@@ -24,18 +24,15 @@ static inline bool any(B c) {
 #if defined(__AVX512F__)
   unsigned short mask; asm("vptestmq %1, %1, %0" : "=Yk"(mask) : "v"(c)); return mask;
 #else
-  typedef int64_t Q __attribute__((vector_size(64)));
-  const Q q = (Q)c;
-  return q[0] | q[1] | q[2] | q[3] | q[4] | q[5] | q[6] | q[7];
+  return any_(c);
 #endif
 }
 static inline R total(V d) {
-  typedef R Half __attribute__((vector_size(32)));
-  typedef R Quarter __attribute__((vector_size(16)));
-  Half h[2]; memcpy(h, &d, sizeof h); h[0] += h[1];
-  Quarter q[2]; memcpy(q, h, sizeof q); q[0] += q[1];
-  R sum = q[0][0];
-  for (int l = 1; l < L / 4; ++l) sum += q[0][l];
+  enum { LAST = 16 / sizeof(R) };
+  R some[L]; memcpy(some, &d, sizeof some);
+  for (int n = L / 2; n >= LAST; n /= 2) for (int l = 0; l < n; ++l) some[l] += some[l + n];
+  R sum = some[0];
+  for (int l = 1; l < LAST; ++l) sum += some[l];
   return sum;
 }
 static inline V get(const R* p, int n) { return n == L ? Quick::get(p, n) : Part::get(p, n); }
