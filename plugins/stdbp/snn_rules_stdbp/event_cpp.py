@@ -27,12 +27,13 @@ static inline bool any(B c) {
   return any_(c);
 #endif
 }
-static inline R total(V d) {
-  enum { LAST = 16 / sizeof(R) };
-  R some[L]; memcpy(some, &d, sizeof some);
-  for (int n = L / 2; n >= LAST; n /= 2) for (int l = 0; l < n; ++l) some[l] += some[l + n];
+enum { LANES = 64 / sizeof(R), GROUP = LANES / L };  // of a sum: as many on every machine, so that its bits are the same
+static inline R total(const V* d) {
+  R some[LANES]; memcpy(some, d, sizeof some);
+  for (int l = 0; l < LANES / 2; ++l) some[l] += some[l + LANES / 2];
+  for (int l = 0; l < LANES / 4; ++l) some[l] += some[l + LANES / 4];
   R sum = some[0];
-  for (int l = 1; l < LAST; ++l) sum += some[l];
+  for (int l = 1; l < LANES / 4; ++l) sum += some[l];
   return sum;
 }
 static inline V get(const R* p, int n) { return n == L ? Quick::get(p, n) : Part::get(p, n); }
@@ -150,12 +151,12 @@ extern "C" void backward(void** p, int64_t N, int64_t in, int64_t out, int threa
           }}
         for (int k = 0; k < n; ++k) {{
           const int64_t s = s0 + live[k] / NI, i = live[k] % NI, at = s * in + i0 + i;
-          const V t = K(times[at]); V d = K(0);
+          const V t = K(times[at]); V d[GROUP] = {{}};
           for (int64_t j = 0; j < S; j += L) {{
             const V time = Quick::get(neurons + 2 * (s * S + j), L), pull = Quick::get(neurons + 2 * (s * S + j) + L, L);
             const V w = Quick::get(rows + i * S + j, L);
 {causal}
-            d += {d_t};
+            d[j / L % GROUP] += {d_t};
             Quick::put(sums + i * S + j, Quick::get(sums + i * S + j, L) + {d_w}, L);
           }}
           d_times[at] = total(d);

@@ -1,6 +1,7 @@
 """The compiled event layer: the very spikes of the walk on tensors, its gradients, and what happens without a compiler."""
 
 import copy
+import platform
 import warnings
 
 import pytest
@@ -189,6 +190,17 @@ def test_a_network_learns_the_same_on_either(monkeypatch):
         found.append([p.grad for p in twin.parameters()])
     for mine, want in zip(*found, strict=True):
         torch.testing.assert_close(mine, want, rtol=2e-5, atol=2e-5 * float(want.abs().max()))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are of x86")
+@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -mno-avx2"], ids=["32 bytes", "16 bytes"])
+@BOTH
+def test_narrower_vectors_give_the_same_bits(dtype, flags, monkeypatch):
+    torch.manual_seed(0)
+    times, weight = 2 * torch.rand(4, 30, dtype=dtype), torch.rand(37, 30, dtype=dtype)
+    wanted = both(times, weight)[0]
+    monkeypatch.setenv("SNN_RULES_CXXFLAGS", flags)
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(both(times, weight)[0], wanted, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo itself looks there
