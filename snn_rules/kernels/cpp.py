@@ -149,7 +149,7 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
 
 
 def _size(stage: Stage) -> int:
-    """Vectors of scratch for TB steps of a vector of neurons: numbers, then conditions, of which FLAGS take the room of one number."""
+    """Vectors of scratch for TB steps of a vector of neurons: numbers, then conditions, four of which take the room of one number."""
     flags = sum(condition(node) is not None for node in stage.scratch)
     return (len(stage.scratch) - flags) * 8 + flags * 2
 
