@@ -18,8 +18,8 @@ class AvgPool2d(layer.AvgPool2d):  # type: ignore[misc]
         size, (height, width) = self.kernel_size, x.shape[-2:]
         if x.device.type != "cpu" or height % size or width % size:
             return super().forward(x) * self.gain  # type: ignore[no-any-return]
-        window = torch.eye(width // size, dtype=x.dtype).repeat_interleave(size, 0).repeat(size, 1) * (self.gain / size**2)
-        return x.reshape(*x.shape[:-2], height // size, size * width) @ window  # `size` rows of pixels make one row of windows
+        window: Tensor = torch.eye(width // size, dtype=x.dtype).repeat_interleave(size, 0).repeat(size, 1) * (self.gain / size**2)
+        return torch.matmul(x.reshape(*x.shape[:-2], height // size, size * width), window)  # `size` rows of pixels make one row of windows
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", gain={self.gain:g}" if self.gain != 1.0 else "")
+        return f"{super().extra_repr()}, gain={self.gain:g}"
