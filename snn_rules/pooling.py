@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class AvgPool2d(layer.AvgPool2d):  # type: ignore[misc]
-    """SpikingJelly's, times `gain`; on a CPU by one matrix product, several times as fast as torch's pooling of maps in this layout."""
+    """SpikingJelly's, times `gain`; on a CPU by one matrix product: torch's pooling of maps in this layout uses no vectors."""
 
     def __init__(self, size: int, gain: float = 1.0) -> None:
         super().__init__(size)
