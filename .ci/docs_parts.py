@@ -71,13 +71,9 @@ def lens():
 
 def bench():
     """The tables of `snn-rules bench`, from their results."""
-    made = json.loads(Path("benchmarks/results/bench.json").read_text())
-    who = list(made["neurons"][0])[2:]
+    made = _results("bench")
     say("One layer, forward and backward, autograd included (median ms, and times faster than `LIFNode`):", "")
-    head("T x N x features", *who)
-    for row in made["neurons"]:
-        cells = [f"{row[name]['ms']:.2f}" + ("" if name in ("copy", "LIFNode") else f" ({row[name]['ratio']:.1f}x)") for name in who]
-        line(" x ".join(map(str, row["shape"])), *cells)
+    who = _layers(made)
     last = made["neurons"][-1]
     line(f"peak MB of the process at {' x '.join(map(str, last['shape']))}", *(f"{last[name]['peak_mb']:.0f}" for name in who))
     say("", "Kernels alone over arrays of 67 MB (GB/s moved, and the part of a triad with ordinary stores):", "")
@@ -101,10 +97,28 @@ def bench():
     say("", f"    OMP_NUM_THREADS={made['threads']} {made['command']}")
 
 
+def narrow():
+    """The layers of `snn-rules bench` on vectors of 32 bytes."""
+    _layers(_results("bench-avx2"))
+
+
+def _results(name):
+    return json.loads(Path(f"benchmarks/results/{name}.json").read_text())
+
+
+def _layers(made):
+    who = list(made["neurons"][0])[2:]
+    head("T x N x features", *who)
+    for row in made["neurons"]:
+        cells = [f"{row[name]['ms']:.2f}" + ("" if name in ("copy", "LIFNode") else f" ({row[name]['ratio']:.1f}x)") for name in who]
+        line(" x ".join(map(str, row["shape"])), *cells)
+    return who
+
+
 def overhead():
     """The table of benchmarks/overhead.py."""
     head("rule", "node", "its kernels", "empty `autograd.Function`", "overhead", "without torch's")
-    for rule, found in json.loads(Path("benchmarks/results/overhead.json").read_text())["results"].items():
+    for rule, found in _results("overhead")["results"].items():
         line(f"`{rule}`", *(f"{value:.0f}" for value in found.values()))
 
 

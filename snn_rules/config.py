@@ -18,6 +18,10 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {  # (epoch from 0, epochs) 
     "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * epoch / epochs)),
 }
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+LEAST = {"T": 1, "bin": 1, "batch_size": 1, "epochs": 1, "elastic_sigma": 0.25} | dict.fromkeys(
+    ("weight_decay", "exp_lambda", "exp_beta", "inhibition", "elastic_alpha", "rotation", "scaling", "crop_padding"), 0
+)
+ABOVE_ZERO = ("lr", "std", "clip", "clamp", "pool_gain")
 MAY_CHANGE = ("epochs", "device")  # between a training and its resumption
 
 
@@ -31,7 +35,7 @@ class Config:
     batch_size: int = 100  # samples a training step
     epochs: int = 10  # walks over the training set
     seed: int = 0
-    clip: float | None = None  # largest norm of the whole gradient
+    clip: float | None = None  # largest norm of the whole gradient; `inf`: whatever it is
     reduction: str = "mean"  # of the loss over the batch: "mean", "sum"
     loss: str = "rule"  # the rule's own, or "count": half the squared error of the spike counts against the next two
     desired: float = 0.0  # spikes of the class
@@ -65,13 +69,16 @@ class Config:
             if not _is(getattr(self, name), hint):
                 wanted = str(getattr(hint, "__name__", hint)).replace("float", "number").replace("int", "whole number").replace("str", "word")
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a {wanted.replace(' | None', ', or left out')}")
-        for name in ("T", "bin", "batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise RuleError(f"training: {name}={getattr(self, name)!r} should be a whole number, at least 1")
-        if not self.lr > 0 or not math.isfinite(self.lr):
-            raise RuleError(f"training: lr={self.lr!r} should be a number above 0")
-        if (self.mean is None) != (self.std is None) or self.std == 0:
-            raise RuleError(f"training: mean={self.mean!r}, std={self.std!r}: pass both, std above 0, or none for the training set's")
+        for name, low in LEAST.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise RuleError(f"training: {name}={getattr(self, name)!r} should be a {'whole ' if low == 1 else ''}number, at least {low}")
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and (value < math.inf or name in ("clip", "clamp"))):
+                optional = "" if name == "lr" else ", or left out"
+                raise RuleError(f"training: {name}={value!r} should be a number above 0{optional}")
+        if (self.mean is None) != (self.std is None):
+            raise RuleError(f"training: mean={self.mean!r}, std={self.std!r}: pass both, or none for the training set's")
         choices_of = {
             "schedule": tuple(SCHEDULES),
             "optimizer": tuple(OPTIMIZERS),
@@ -84,10 +91,6 @@ class Config:
         }
         if self.loss == "count" and not self.desired > self.undesired >= 0:
             raise RuleError(f"training: loss='count' with desired={self.desired!r}, undesired={self.undesired!r}: the first should be larger")
-        for name in ("exp_lambda", "exp_beta", "inhibition", "elastic_alpha", "elastic_sigma", "rotation", "scaling", "crop_padding"):
-            low = 0.25 if name == "elastic_sigma" else 0
-            if not low <= getattr(self, name) < math.inf:
-                raise RuleError(f"training: {name}={getattr(self, name)!r} should be a number, at least {low}")
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
