@@ -1,6 +1,7 @@
 """Encoders (samples to spike trains), readouts (spike trains to numbers) and losses, in plain differentiable torch.
 
-Spike trains are `[T, N, *]`, samples `[N, *]` with values in [0, 1], targets class indices `[N]`.
+Spike trains are `[T, N, *]`, samples `[N, *]` with values in [0, 1], targets class indices `[N]`. Readouts and losses of half-precision
+trains are float32, as torch's own losses are under autocast.
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ def latency_times(x: Tensor, silent: float, floor: float = 0.02) -> Tensor:
 
 def counts(out: Tensor) -> Tensor:
     """Spikes of each neuron: `[T, N, C]` -> `[N, C]`; `[N, C]` passes."""
-    return out.sum(0) if out.dim() > 2 else out
+    return _wide(out).sum(0) if out.dim() > 2 else _wide(out)
 
 
 def psc(spikes: Tensor, tau_s: float) -> Tensor:
     """Post-synaptic current: the train filtered by eps[k] = (1 - 1/tau_s)^k / tau_s (TSSL-BP, Eqs. 2 and 3)."""
-    T = spikes.shape[0]
+    T, spikes = spikes.shape[0], _wide(spikes)
     age = torch.arange(T, dtype=torch.float64, device=spikes.device)
     kernel = ((1 - 1 / tau_s) ** (age.unsqueeze(1) - age).clamp(min=0) / tau_s).tril()  # all steps at once: one small product
-    return (kernel.to(spikes.dtype) @ spikes.reshape(T, -1)).view_as(spikes)
+    with torch.autocast(spikes.device.type, enabled=False):
+        return (kernel.to(spikes.dtype) @ spikes.reshape(T, -1)).view_as(spikes)
 
 
 def first_spike_steps(spikes: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def first_spike_steps(spikes: Tensor) -> Tensor:
     Written so that its derivative by `spikes[t]`, differenced over time, is the derivative by the time of a spike at `t`:
     1 for the first, 0 for later ones.
     """
-    T = spikes.shape[0]
+    T, spikes = spikes.shape[0], _wide(spikes)
     first = torch.where(spikes.any(0), (spikes != 0).to(torch.uint8).argmax(0), T)
     steps = torch.arange(T, device=spikes.device).view(-1, *[1] * first.dim())
     early = (steps - first.clamp(max=T - 1) - 1).clamp(max=0).to(spikes.dtype)
@@ -75,8 +77,13 @@ def spike_steps(out: Tensor) -> Tensor:
     Linear, so that it also reads models that end in a layer without neurons (spiking_resnet18), whose outputs are no spikes: the
     earlier a large value comes, the earlier the class.
     """
-    T = out.shape[0]
-    return T + torch.einsum("t,t...->...", torch.arange(-T, 0, dtype=out.dtype, device=out.device), out)
+    T, out = out.shape[0], _wide(out)
+    with torch.autocast(out.device.type, enabled=False):
+        return T + torch.einsum("t,t...->...", torch.arange(-T, 0, dtype=out.dtype, device=out.device), out)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------
@@ -84,6 +91,7 @@ def spike_steps(out: Tensor) -> Tensor:
 
 def step_loss(out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """1/2 sum over time and classes of (out - one-hot)^2."""
+    out = _wide(out)
     wanted = _one_hot(out, target)
     return _reduce(0.5 * (out - wanted).square(), out, reduction)
 
@@ -93,13 +101,14 @@ def count_loss(out: Tensor, target: Tensor, desired: float, undesired: float, ma
 
     With a `margin`, an error smaller than it costs nothing.
     """
-    hot = _one_hot(counts(out), target)
-    error = counts(out) - (undesired + (desired - undesired) * hot)
-    return _reduce(0.5 * torch.relu(error.abs() - margin).square(), counts(out), reduction)
+    found = counts(out)
+    error = found - (undesired + (desired - undesired) * _one_hot(found, target))
+    return _reduce(0.5 * torch.relu(error.abs() - margin).square(), found, reduction)
 
 
 def van_rossum_loss(out: Tensor, target: Tensor, train: Tensor, tau_s: float, reduction: str = "mean") -> Tensor:
     """1/2 sum_t (eps*d - eps*s)^2 (TSSL-BP, Eq. 7): `train[T]` is wanted of the class, silence of the others."""
+    out = _wide(out)
     wanted = _one_hot(out, target)
     if out.dim() == 2:  # averaged over time by the model: compare with the average of the wanted train
         return _reduce(0.5 * (out - train.mean() * wanted).square(), out, reduction)

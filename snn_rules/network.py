@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import base, functional, layer
 from torch import Tensor, nn
 
 from .conversion import convert
@@ -85,10 +85,10 @@ class Layers(nn.Sequential):
         still = steps > 1 and x.stride(0) == 0
         out = x[:1] if still else x
         for module in self:
-            if still and isinstance(module, RuleNode):
+            if still and isinstance(module, base.MemoryModule):
                 out, still = out.expand(steps, *out.shape[1:]), False
             out = module(out)
-        return out
+        return out.expand(steps, *out.shape[1:]) if still else out
 
 
 def network(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .kernels import ops
 from .kernels.autograd import Job, Report, run
-from .kernels.eager import Eager, State, state_dtype
+from .kernels.eager import DTYPES, Eager, State, state_dtype
 from .kernels.transforms import Layer
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError, warn_once
@@ -97,26 +97,35 @@ class RuleNode(neuron.BaseNode):
             return self._compiled_forward(x_seq)
         if torch._C._are_functorch_transforms_active():
             return Layer.apply(x_seq.to(state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
-        given = self._given(dict(self._memories))
+        if _in_backward():
+            return self._again(x_seq, dict(self._memories))
+        given, report = dict(self._memories), self._report
         self._check(x_seq, "m", states=given)
+        if report.again or given["v"] is not report.last:
+            report.calls = report.cut = 0
+        report.first, report.calls, report.again = given, report.calls + 1, False
         spikes, after = self._run(x_seq, given)
         self._memories.update(after)
-        self._report.last = after["v"]
+        report.last = after["v"]
         return spikes
 
-    def _given(self, states: dict[str, Any]) -> dict[str, Any]:
-        """The states to start from: those at hand, or where the layer runs again for `torch.utils.checkpoint`, those of the first run."""
+    def _again(self, x_seq: Tensor, states: dict[str, Any]) -> Tensor:
+        """The second run of a train for `torch.utils.checkpoint`: from the state of the first, and leaving none."""
         report, goes_on = self._report, states["v"] is self._report.last
-        if not _in_backward():
-            report.first, report.calls = states, report.calls + 1 if goes_on else 1
-        elif goes_on and report.calls > 1:
-            raise RuleError(
-                f"{self._where()}: a checkpoint runs it again, but it ran {report.calls} times since its last reset, and which state it had "
-                f"then is not known; use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
-            )
-        elif goes_on:
-            return report.first
-        return states
+        several, report.again = goes_on and (report.calls - report.cut > 1 or (report.again and report.calls > 1)), True
+        if several:
+            raise RuleError(self._lost())
+        spikes, after = self._run(x_seq, report.first if goes_on else states)  # which ends it where use_reentrant=False
+        v, last = after["v"], report.last
+        if isinstance(last, Tensor) and last.shape == v.shape and bool((v - last).norm() > 0.1 * last.norm()):
+            raise RuleError(self._lost())
+        return spikes
+
+    def _lost(self) -> str:
+        return (
+            f"{self._where()}: a checkpoint runs it again, but it ran {self._report.calls} times since its last reset, and which state it had "
+            f"then is not known; use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
+        )
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
@@ -189,8 +198,7 @@ class RuleNode(neuron.BaseNode):
 
     def detach(self) -> None:
         super().detach()
-        self._report.last = None  # what follows is a train of its own
-        self._report.learns = False
+        self._report.learns, self._report.cut = False, self._report.calls  # what follows is a train of its own
 
     def _warn_silent(self) -> None:
         warn_zero_gradient(self._where(), self.rule.name)
@@ -201,7 +209,7 @@ class RuleNode(neuron.BaseNode):
         return f"neuron {self.path!r} ({self.rule.name})" if self.path else f"{type(self).__name__} ({self.rule.name})"
 
     def _check(self, x: Any, step_mode: str, weight: Tensor | None = None, states: Mapping[str, Any] | None = None) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
         if x.is_meta:

@@ -19,6 +19,8 @@ from .rule import LearningRule, RuleError
 def check_recurrent(rule: LearningRule, where: str) -> None:
     """Refuse rules whose backward pass cannot go through recurrent weights."""
     bptt = type(rule).couple is LearningRule.couple
+    if not bptt and not rule.sweeps:
+        raise RuleError(f"{where}: rule {rule.name!r} has a `couple`, but no sweep that makes the `dx` it is given; write one")
     if bptt and rule.sweeps and not (len(rule.sweeps) == 1 and rule.sweeps[0].reverse):
         raise RuleError(f"{where}: rule {rule.name!r} cannot train recurrent weights; use a feed-forward layer")
 
@@ -120,8 +122,10 @@ class InhibitedNode(RecurrentNode):
             raise RuleError(f"InhibitedNode: inhibition={inhibition!r} should be a fraction of the threshold, at least 0")
         self.inhibition = float(inhibition)
         del self.weight
-        threshold = float(getattr(self.rule, "v_threshold", 1.0))
-        self.register_buffer("weight", inhibition * threshold * (torch.eye(features) - 1), persistent=False)
+        self.register_buffer("weight", torch.eye(features) - 1, persistent=False)
+
+    def wiring(self) -> Tensor:
+        return self.weight * (self.inhibition * float(getattr(self.rule, "v_threshold", 1.0)))  # of the rule that it has now
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, inhibition={self.inhibition:g}"

@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Registry:
         self.errors: dict[str, BaseException] = {}
         self._seen: dict[str, tuple[str, str]] = {}  # whose a rule is, and the version, as far as that was ever installed
         self._delivered: list[type[LearningRule]] = []
+        self._lock = threading.RLock()
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(LearningRuleSpec)
         # a historic call reaches the plugins that are registered later, too
@@ -85,7 +87,9 @@ class Registry:
         if name in _disabled():
             raise RuleError(f"rule {name!r} is left out by SNN_RULES_DISABLE={os.environ['SNN_RULES_DISABLE']!r}")
         if name not in self.classes:
-            self._load(name)
+            with self._lock:  # a second thread waits, and finds it
+                if name not in self.classes:
+                    self._load(name)
         return self.classes[name]
 
     def register(self, rule: type[LearningRule]) -> type[LearningRule]:
@@ -97,9 +101,10 @@ class Registry:
             name = _checked(rule).name  # before the class that had the name is given up
         except TypeError as cause:
             raise RuleError(f"{rule!r} cannot be registered: {cause}") from cause
-        if name in self.classes:
-            self._manager.unregister(name=name)
-        self._add(name, lambda: self._manager.register(_Plugin(rule), name=name))
+        with self._lock:
+            if name in self.classes:
+                self._manager.unregister(name=name)
+            self._add(name, lambda: self._manager.register(_Plugin(rule), name=name))
         return rule
 
     def _load(self, name: str) -> None:

@@ -129,6 +129,8 @@ class LearningRule:
     def __post_init__(self) -> None:
         if "v" not in self.state:
             raise RuleError(f"{self.name}: {NO_POTENTIAL}")
+        if taken := [name for name in ("late", "y") if name in self.state]:
+            raise RuleError(f"{self.name}: its state {taken[0]!r} is the name of a memory of every neuron's; give it another")
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
         if self.decay_input and not math.isfinite(getattr(self, "tau_m", math.inf)):

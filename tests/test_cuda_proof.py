@@ -250,7 +250,7 @@ def test_a_tensor_that_a_kernel_would_misread_is_refused() -> None:
 
 def test_a_cuda_tensor_finds_its_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = rule_of("surrogate", {})
-    x: Any = SimpleNamespace(device=torch.device("cuda", 0), is_cpu=False, is_cuda=True, shape=(5, 2, 3), dtype=torch.float32)
+    x: Any = SimpleNamespace(device=torch.device("cuda", 0), is_cpu=False, is_cuda=True, shape=(5, 2, 3), dtype=torch.float32, numel=int)
     launch.forget()
     _say_once.cache_clear()
     monkeypatch.setitem(sys.modules, "cupy", None)

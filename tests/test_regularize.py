@@ -94,13 +94,23 @@ def test_a_spike_inhibits_the_others_one_step_later(rule: str) -> None:
 def test_errors_go_through_the_inhibition_as_through_recurrent_weights(rule: str) -> None:
     x, g = signal(rule), torch.randn(12, 3, 5, dtype=torch.float64)
     node, same = (kind(5, rule, **RULES[rule]).double() for kind in (snn_rules.InhibitedNode, snn_rules.RecurrentNode))
-    same.weight.data.copy_(node.weight)
+    same.weight.data.copy_(node.wiring())
     found = [torch.autograd.grad((layer(x.requires_grad_()) * g).sum(), x)[0] for layer in (node, same)]
     assert torch.equal(*found) and found[0].any()
     assert not list(node.parameters()) and not node.state_dict() and not node.weight.requires_grad
+
     alone = snn_rules.RuleNode(rule, step_mode="m", **RULES[rule])
     unaware = torch.autograd.grad((alone(x) * g).sum(), x)[0]
     assert not torch.allclose(found[0], unaware)
+
+
+def test_the_inhibition_is_of_the_threshold_that_the_neuron_has_now() -> None:
+    node = snn_rules.InhibitedNode(3, "strsbp", inhibition=0.5)
+    assert node.wiring()[0, 1] == -0.5 * node.v_threshold == -0.5 * 10.0
+    node.v_threshold = 4.0
+    assert node.wiring()[0, 1] == -2.0
+    other = snn_rules.convert(torch.nn.Sequential(node), "tssl", v_threshold=1.0)[0]
+    assert isinstance(other, snn_rules.InhibitedNode) and other.wiring()[0, 1] == -0.5
 
 
 def test_inhibition_in_a_network() -> None:
@@ -109,10 +119,10 @@ def test_inhibition_in_a_network() -> None:
     net = network("8-10", rule, DIGITS.shape, 10, inhibition=1 / 15)
     assert type(net.neuron1) is snn_rules.RuleNode and isinstance(net.neuron2, snn_rules.InhibitedNode)
     assert list(net.state_dict()) == ["dense1.weight", "dense2.weight"] and "inhibition=0.0666667" in repr(net)
-    torch.testing.assert_close(net.neuron2.weight, torch.eye(10) - 1)  # the authors' weight of -1 at their threshold
-    before = net.neuron2.weight.clone()
+    torch.testing.assert_close(net.neuron2.wiring(), torch.eye(10) - 1)  # the authors' weight of -1 at their threshold
+    before = net.neuron2.wiring().clone()
     history = fit(net, rule, DIGITS, Config.of(rule, epochs=2, T=20, batch_size=20, clamp=0.5))
-    assert torch.equal(net.neuron2.weight, before) and math.isfinite(history.last.loss) and history.last.synops["neuron2"] >= 0
+    assert torch.equal(net.neuron2.wiring(), before) and math.isfinite(history.last.loss) and history.last.synops["neuron2"] >= 0
     functional.reset_net(net)
 
 

@@ -145,6 +145,33 @@ def test_a_checkpoint_is_refused_where_the_first_state_is_not_known():
         out.sum().backward()
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("same", [True, False])  # the input of all trains
+def test_a_checkpoint_is_refused_where_several_trains_come_back(use_reentrant, same):
+    node, x = snn_rules.RuleNode("tssl", step_mode="m"), torch.rand(3, T, 3, 5, requires_grad=True)
+    outs = []
+    for one in x:
+        outs.append(checkpoint(node, x[0] if same else one, use_reentrant=use_reentrant).sum())
+        node.detach()
+    with pytest.raises(snn_rules.RuleError, match=r"a checkpoint runs it again, but it ran 3 times since its last reset"):
+        sum(outs).backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("end", ["detach", "reset"])
+def test_a_checkpoint_comes_back_after_the_train_has_ended(use_reentrant, end):
+    node, x, w = snn_rules.RuleNode("tssl", step_mode="m"), torch.rand(T, 3, 5), torch.randn(T, 3, 5)
+    found = []
+    for run in (node, lambda x: checkpoint(node, x, use_reentrant=use_reentrant)):
+        leaf = x.clone().requires_grad_()
+        out = (run(leaf) * w).sum()
+        getattr(node, end)()
+        out.backward()
+        found += [(leaf.grad, node(x))]  # and the next train starts where that end left the neuron
+        node.reset()
+    assert found[0][0].any() and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def container():
     inner = neuron.LIFNode(v_threshold=0.5, decay_input=False)
     return layer.LinearRecurrentContainer(inner, 5, 5, step_mode="m")

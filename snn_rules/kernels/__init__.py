@@ -29,10 +29,12 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
     if FORCED == "eager":
         return _eager("SNN_RULES_EXECUTOR=eager")
     try:
+        if x.numel() and not x.data_ptr():
+            raise RuleError(f"a {type(x).__name__} has no memory of its own")
         if x.is_cpu:
             return compiled.executor(rule, x, recurrent)
         if not x.is_cuda:
-            return _eager(f"there are no kernels for {x.device.type}")
+            raise RuleError(f"there are no kernels for {x.device.type}")
         launch.kernels(rule, x.shape[0], x.dtype, x.device, recurrent)
         return _launched
     except (NoCompiler, launch.NoCupy, RuleError) as cause:

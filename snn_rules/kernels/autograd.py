@@ -24,7 +24,9 @@ class Report:
     learns: bool = False  # from the train whose state the neuron holds
     first: dict[str, Any] = field(default_factory=dict)  # the states from which the last run started,
     last: Any = None  # its last potential,
-    calls: int = 0  # and how many runs the train has had
+    calls: int = 0  # how many runs there were since a state at rest,
+    cut: int = 0  # or before the last `detach`,
+    again: bool = False  # and whether a checkpoint has run the last one again
     silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
     values: tuple[int, State] | None = None  # the steps and the values of each neuron of the last backward pass, for diagnostics
 

@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class Pool:
         if block is None:
             block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
-                block.madvise(mmap.MADV_HUGEPAGE)
+                with suppress(OSError):  # a kernel without huge pages
+                    block.madvise(mmap.MADV_HUGEPAGE)
         memory = (ctypes.c_char * size).from_buffer(block)
         weakref.finalize(memory, self._give_back, block, size).atexit = False
         return memory

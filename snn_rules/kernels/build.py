@@ -74,7 +74,7 @@ def build(source: str) -> ctypes.CDLL:
     for folder in (cache_dir, _temporary_dir):
         try:
             return ctypes.CDLL(str(_compiled(folder(), key, source, command)))
-        except OSError as cause:  # a folder that cannot be written, a full disk: the next one
+        except (OSError, RuntimeError) as cause:  # a folder that cannot be written, a full disk, no home: the next one
             failed = cause
     raise NoCompiler(f"no folder for compiled kernels can be written ({failed}); set SNN_RULES_CACHE_DIR")
 

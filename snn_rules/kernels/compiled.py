@@ -10,9 +10,9 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from ..rule import LearningRule
+from ..rule import LearningRule, RuleError
 from .buffers import memory
-from .build import build
+from .build import NoCompiler, build
 from .prelude import PART, prelude
 from .program import Program, program
 from .steps import for_cpu
@@ -83,7 +83,8 @@ class Compiled(ByKernels):
         return kernels(rule, x.shape[0], x.dtype, recurrent)
 
 
-_found: dict[tuple[int, int, torch.dtype, bool], tuple[LearningRule, Compiled]] = {}  # by identity: comparing rules takes longer than small kernels
+# by identity: comparing rules takes longer than small kernels
+_found: dict[tuple[int, int, torch.dtype, bool], tuple[LearningRule, Compiled | Exception]] = {}
 
 
 def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Compiled:
@@ -92,5 +93,14 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Compiled
     if found is None:
         if len(_found) >= 4096:
             _found.clear()
-        found = _found[key] = rule, Compiled(kernels(rule, x.shape[0], x.dtype, recurrent))
+        found = _found[key] = rule, _try(rule, x, recurrent)
+    if isinstance(found[1], Exception):
+        raise type(found[1])(str(found[1])) from found[1]
     return found[1]
+
+
+def _try(rule: LearningRule, x: Tensor, recurrent: bool) -> Compiled | Exception:
+    try:
+        return Compiled(kernels(rule, x.shape[0], x.dtype, recurrent))
+    except (NoCompiler, RuleError) as cause:  # tried once
+        return cause

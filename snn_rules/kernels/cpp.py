@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .chunks import each, indent, kernel
-from .emit import Lines, condition, constant
+from .emit import Lines, condition, constant, leaves
 from .graph import BOOLEAN, Node, order
 from .program import Program, Stage
 
@@ -122,12 +122,14 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
     held = [*states, *_carries(stage)]
     mark = " ".join(f"mark[(t0 / PART * NC + c) * {len(states)} + {k}] = v_{n};" for k, n in enumerate(states))
     keep = " ".join(f"A::put(p_marks + (t0 / PART * {len(states)} + {k}) * M + j, v_{n}, n);" for k, n in enumerate(states))
+    reads = leaves(stage.ahead.carry.values()) if stage and stage.ahead else []
+    given = " ".join(f"const V n_{n} = A::get(p_n_{n} + j, n);" for n in (stage.neurons if stage else ()) if {("neuron", n), ("total", n)} & {*reads})
     marks = f"if constexpr (!keep.value) if (!p_marks && t0 % PART == 0) {{ {mark} }}" if scratch else ""
     return f"""  auto ahead = [&](int64_t from, int64_t to, auto keep, auto more) __attribute__((always_inline)) {{
     for (int64_t t0 = from; t0 < to; t0 += TB)
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-      {_block(stage) if stage else ""}{" ".join(f"V v_{n} = S_{n}[c];" for n in held)}
+      {_block(stage) if stage else ""}{" ".join(f"V v_{n} = S_{n}[c];" for n in held)} {given}
       {marks if stage else f"if (p_marks && t0 % PART == 0) {{ {keep} }}"}
       auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {indent(_step(program, stage), 8)}

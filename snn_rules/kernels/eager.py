@@ -15,6 +15,7 @@ from ..rule import LearningRule, Sweep, Values
 
 State = dict[str, Tensor]
 _HALF = torch.float16, torch.bfloat16
+DTYPES = (torch.float32, torch.float64, *_HALF)  # of inputs
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
@@ -66,7 +67,8 @@ class Eager:
         steps, spikes, recorded = dict[str, list[Tensor]](), [], []
         for x_t in arriving.unbind(0):
             if weight is not None:
-                x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
+                with torch.autocast(x.device.type, enabled=False):  # in the dtype of the state, as kernels are
+                    x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
             s, rule_state, saved = rule.step(SimpleNamespace(**rule_state), x_t)
             spikes.append(s)
             for name, value in saved.items():

@@ -9,26 +9,35 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..registry import get_rule
-from ..rule import LearningRule
+from ..rule import LearningRule, RuleError
 from .autograd import Job, Report, run
+
+_known: dict[str, LearningRule] = {}
 
 
 def key(rule: LearningRule) -> str:
-    """A rule as text, from which `rule_of` makes it again, in another process too."""
-    return json.dumps([rule.name, dataclasses.asdict(rule)])
+    """A rule as text, by which `rule_of` finds it; in another process, too."""
+    cls = type(rule)
+    text = json.dumps([rule.name, f"{cls.__module__}.{cls.__qualname__}", dataclasses.asdict(rule)])
+    while type(_known.setdefault(text, rule)) is not cls:  # another class of that name, written since
+        text += " "
+    return text
 
 
-@lru_cache(maxsize=1024)
 def rule_of(text: str) -> LearningRule:
-    name, options = json.loads(text)
-    return get_rule(name, **options)
+    """The rule of that key: that of a neuron here, or of a graph that was compiled elsewhere."""
+    if text not in _known:
+        name, _, options = json.loads(text)
+        rule = get_rule(name, **options)
+        if key(rule) != text:
+            raise RuleError(f"rule {name!r} is {type(rule).__qualname__} here, but was another class where this graph was compiled; compile it anew")
+    return _known[text]
 
 
 def _states(rule: LearningRule) -> list[str]:

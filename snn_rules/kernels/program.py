@@ -174,8 +174,11 @@ def _diagnosed(rule: type[LearningRule]) -> frozenset[str]:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return Value()
 
-        def __truediv__(self, other: Any) -> Any:
-            return Value()
+    for operation in ("add", "sub", "mul", "truediv", "pow", "and", "or", "gt", "ge", "lt", "le", "eq", "ne"):
+        for side in ("", "r"):
+            setattr(Value, f"__{side}{operation}__", Value.__call__)
+    for operation in ("neg", "abs", "invert"):
+        setattr(Value, f"__{operation}__", Value.__call__)
 
     class Values:
         def __getattr__(self, name: str) -> Any:

@@ -25,14 +25,14 @@ def forward(
     by: ByKernels, rule: LearningRule, x: Tensor, state: State, weight: Tensor, record: bool, learns: bool
 ) -> tuple[Tensor, State, Tape, Tensor | None]:
     """As `Eager.forward` for a recurrent layer: the same spikes and states."""
-    x, like = x.contiguous(), by.memory(x)
+    x, like = x.resolve_neg().contiguous(), by.memory(x)
     T, M, features = x.shape[0], x[0].numel(), weight.shape[0]
     run, start = by.run or by.load(rule, x, recurrent=True), {**rule.state, "late": 0.0, "y": 0.0}
 
     def given(name: str, *shape: int) -> Tensor:
-        return state[name].contiguous() if name in state else x.new_full(shape, start[name])
+        return state[name].resolve_neg().contiguous() if name in state else x.new_full(shape, start[name])
 
-    first = {n: state[n].contiguous() for n in rule.state if n in state}
+    first = {n: state[n].resolve_neg().contiguous() for n in rule.state if n in state}
     after = {name: given(name, *x.shape[1:]).clone() for name in rule.state}
     y = given("y", *x.shape[1:]).clone()  # in memory of its own: the last bit of a product depends on where its factors lie
     late = {"late": given("late", rule.delay, *x.shape[1:])} if rule.delay else {}

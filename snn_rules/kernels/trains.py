@@ -54,8 +54,8 @@ class ByKernels(Eager):
         if weight is not None:
             return recurrent.forward(self, rule, x, state, weight, record, learns)
         (T, *shape), dtype, run = x.shape, state_dtype(x), self.run or self.load(rule, x)
-        x = x.contiguous()
-        held = [x, *[None if (s := state.get(name)) is None else s.contiguous() for name in ("late", *rule.state)]]
+        x = x.resolve_neg().contiguous()
+        held = [x, *[None if (s := state.get(name)) is None else s.resolve_neg().contiguous() for name in ("late", *rule.state)]]
         like, row = self.memory(x), x.new_empty(*shape, dtype=dtype)
         spikes, after = like(x), {name: like(row) for name in rule.state}
         if rule.delay:
@@ -66,12 +66,12 @@ class ByKernels(Eager):
         return spikes, after, Tape([*held, marks], (run, after["v"]), None if wrong is None else not wrong), recorded
 
     def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
-        dx = self.memory(g)(g := g.contiguous())
+        dx = self.memory(g)(g := g.resolve_neg().contiguous())
         run, row = tape.about
         return dx, self.walk_back(rule, run, row, tape.values, g, dx)
 
     def recurrent_backward(self, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
-        return recurrent.backward(self, rule, tape, g.contiguous(), weight)
+        return recurrent.backward(self, rule, tape, g.resolve_neg().contiguous(), weight)
 
     def walk_back(
         self, rule: LearningRule, run: Loaded, row: Tensor, held: Sequence[Tensor | None], g: Tensor, dx: Tensor, sent: Tensor | None = None
@@ -89,5 +89,10 @@ class ByKernels(Eager):
                 if missing := [name for name in stages[k].neurons if name not in neurons]:
                     raise RuleError(f"rule {rule.name!r}: a sweep reads {missing}, which neither an earlier one nor `between` has made")
                 names = (*stages[k].neurons, "scale")
-                given = [neurons[name].contiguous() if name in neurons else None for name in names]
+                given = [_like(neurons[name], row) if name in neurons else None for name in names]
         return neurons
+
+
+def _like(value: Any, row: Tensor) -> Tensor:
+    """A value of each neuron as kernels read it; `between` may have made one of another dtype, or of another shape that broadcasts."""
+    return torch.as_tensor(value, dtype=row.dtype, device=row.device).expand(row.shape).contiguous()

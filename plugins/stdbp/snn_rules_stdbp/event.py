@@ -42,7 +42,7 @@ class _Fused:
             return first_spikes(x, weight, self.key)[0]
         return _FirstSpikes.apply(x, weight, self.rule, self.first_gradient)
 
-    def check(self, x: Tensor, weight: Tensor) -> None:
+    def check(self, x: Tensor, *weights: Tensor | None) -> None:
         if torch.compiler.is_compiling():  # a graph does not look at values
             return
         where = f"layer {self.path!r} (stdbp)"
@@ -52,7 +52,7 @@ class _Fused:
             raise RuleError(f"{where}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if bool(torch.isnan(x).any()):
             raise RuleError(f"{where}: the input holds nan; pass the spike times of rule.encode(x, T)")
-        if bool(torch.isnan(weight).any()):  # a neuron with such a weight would count as silent
+        if any(bool(torch.isnan(w).any()) for w in weights if w is not None):  # a neuron with such a weight would count as silent
             raise RuleError(f"{where}: its weights hold nan; lower the learning rate, and go on from weights without")
 
     def first_gradient(self, gradient: Tensor) -> None:
@@ -70,7 +70,7 @@ class _Fused:
 
 class FirstSpikeLinear(_Fused, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        self.check(x, self.weight)
+        self.check(x, self.weight, self.bias)
         if x.shape[-1] != self.in_features:
             raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_features}]")
         out = self.times(x.reshape(-1, self.in_features), self.weight, self.bias)
@@ -79,7 +79,7 @@ class FirstSpikeLinear(_Fused, nn.Linear):
 
 class FirstSpikeConv2d(_Fused, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        self.check(x, self.weight)
+        self.check(x, self.weight, self.bias)
         if x.dim() < 3 or x.shape[-3] != self.in_channels:
             raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_channels}, H, W]")
         images = x.reshape(-1, *x.shape[-3:])

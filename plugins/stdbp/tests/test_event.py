@@ -206,6 +206,10 @@ def test_bad_input():
         net(torch.rand(1, 2, 3, 8, 8))
     with pytest.raises(snn_rules.RuleError, match=r"layer '5' \(stdbp\): the input has shape \[1, 2, 7\]"):
         net[5](torch.rand(1, 2, 7))
+    net[5].bias = nn.Parameter(torch.full((10,), float("nan")))
+    with pytest.raises(snn_rules.RuleError, match=r"layer '5' \(stdbp\): its weights hold nan"):
+        net(torch.rand(1, 2, 1, 8, 8))
+    net[5].bias = None
     net[5].weight.data.fill_(-1.0)
     with pytest.warns(UserWarning) as said:
         net(torch.rand(1, 2, 1, 8, 8)).sum().backward()
