@@ -5,7 +5,6 @@
 Some seconds. Writes `benchmarks/results/depth.json`, which docs/factories.md (`python benchmarks/factories.py --table`) shows.
 """
 
-import json
 import statistics
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import snn_rules
-from snn_rules.experiments import versions
+from snn_rules.experiments import versions, write_json
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -68,7 +67,7 @@ def main() -> None:
         found.append({"rule": rule, "options": options, "runs": runs})
         print(rule, options, [{key: round(value, 3) for key, value in run.items()} for run in runs], flush=True)
     about = {"command": "python benchmarks/depth.py", "versions": versions(), "depth": DEPTH, "channels": CHANNELS, "T": T, "N": N, "seeds": SEEDS}
-    RESULTS.write_text(json.dumps({**about, "cases": found}, indent=1) + "\n")
+    write_json(RESULTS, {**about, "cases": found})
 
 
 if __name__ == "__main__":

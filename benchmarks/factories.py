@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 import snn_rules
 from snn_rules.conversion import _factory, _needs_neuron
-from snn_rules.experiments import versions
+from snn_rules.experiments import versions, write_json
 
 T, N = 8, 2
 PARTS = {  # what SpikingJelly exports beside models: what SpikeDHS is made of
@@ -221,7 +221,7 @@ def main() -> None:
         rows[name] = apart(name, known[name])
         print(name, {column: entry["state"] for column, entry in rows[name]["cells"].items()}, flush=True)
         about = {"command": "python benchmarks/factories.py", "versions": versions(), "T": T, "N": N}
-        RESULTS.write_text(json.dumps({**about, "rows": {key: rows[key] for key in known if key in rows}}, indent=1) + "\n")
+        write_json(RESULTS, {**about, "rows": {key: rows[key] for key in known if key in rows}})
     TABLE.write_text(table(json.loads(RESULTS.read_text())))
 
 

@@ -8,7 +8,6 @@ settings, CONFIG, and after some of the epochs all 1,437 samples for training ar
 """
 
 import copy
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import nn
 
 from snn_rules import compare_gradients, convert, get_rule
 from snn_rules.data import load
-from snn_rules.experiments import versions
+from snn_rules.experiments import versions, write_json
 from snn_rules.lens_report import plain
 from snn_rules.train import Config, History, fit
 
@@ -87,7 +86,7 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = [run for name in RULES for seed in SEEDS for run in train(name, seed)]
     about = {"command": "python benchmarks/lens.py", "versions": versions(*map(get_rule, RULES)), "threads": 1, "dataset": "digits"}
-    RESULTS.write_text(json.dumps({**about, "config": CONFIG, "runs": runs}) + "\n")
+    write_json(RESULTS, {**about, "config": CONFIG, "runs": runs})
     print(tables(runs))
 
 

@@ -8,7 +8,6 @@ The overhead is the node less its kernels; less torch's part, too, it is that of
 `benchmarks/results/overhead.json`.
 """
 
-import json
 import os
 import platform
 import statistics
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import snn_rules
+from snn_rules.experiments import versions, write_json
 from snn_rules.kernels import compiled
 
 SHAPE = (5, 1, 16)
@@ -108,13 +108,13 @@ def main(
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "machine": platform.processor() or platform.machine(),
-        "versions": {"snn_rules": snn_rules.__version__, "torch": torch.__version__},
+        "versions": versions(),
         "shape": shape,
         "repeats": 100 * rounds,
     }
     Console(width=120).print(table)
     if write:
-        RESULTS.write_text(json.dumps({**about, "results": found}, indent=2) + "\n")
+        write_json(RESULTS, {**about, "results": found})
 
 
 if __name__ == "__main__":

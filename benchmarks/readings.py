@@ -7,7 +7,6 @@ network is 100-10; everything but the option under test is a row of SETTINGS, th
 on eager torch unless SNN_RULES_EXECUTOR says otherwise: kernels sum in another order, and so make other curves.
 """
 
-import json
 import os
 import statistics
 import time
@@ -20,7 +19,7 @@ import torch
 
 from snn_rules import kernels
 from snn_rules.data import load
-from snn_rules.experiments import versions
+from snn_rules.experiments import versions, write_json
 from snn_rules.network import network
 from snn_rules.rule import LearningRule
 from snn_rules.train import Config, configured, fit
@@ -101,7 +100,7 @@ def main() -> None:
         print(row(entry), flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     about = {"command": "python benchmarks/readings.py", "versions": versions(), "threads": torch.get_num_threads(), "network": NETWORK}
-    RESULTS.write_text(json.dumps({**about, "dataset": "digits", "runs": found}, indent=2) + "\n")
+    write_json(RESULTS, {**about, "dataset": "digits", "runs": found})
 
 
 if __name__ == "__main__":

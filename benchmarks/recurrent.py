@@ -85,17 +85,21 @@ def layer_alone(name: str, T: int) -> Callable[[], object]:
 
 
 def products_alone(name: str, T: int) -> Callable[[], object]:
-    """Those of the layer: one a step forward; backward one a step and the weights' or, for a solved layer, two and the solve."""
+    """Those of the layer: one a step forward; backward the weights' and one a step or, for a rule that solves the layer, one and its solve."""
     import torch
 
+    import snn_rules
+
     weight, s = torch.randn(FEATURES, FEATURES) / FEATURES, torch.randn(T, BATCH, FEATURES)
-    r, solved, eye = torch.empty(BATCH, FEATURES), name == "strsbp", torch.eye(FEATURES)
+    r, eye, solver = torch.empty(BATCH, FEATURES), torch.eye(FEATURES), getattr(snn_rules.get_rule(name), "solver", "")
 
     def run() -> None:
         for t in range(T):
             torch.mm(s[t], weight, out=r)
         s.flatten(0, 1).t() @ s.flatten(0, 1)
-        if solved:
+        if solver == "taylor":
+            torch.mm(s[0], weight, out=r)
+        elif solver == "exact":
             e = torch.einsum("tni,tnp->nip", s, s)
             torch.linalg.solve(eye + 1e-6 * e, s[0])
         else:

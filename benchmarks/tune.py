@@ -56,6 +56,8 @@ def tune(
     about = {key: history[key] for key in ("rule", "dataset", "recipe", "samples", "versions")}
     about["network"] = written.network.rpartition("-")[0]
     won = max(trials, key=lambda trial: trial["accuracy"])["settings"]  # the first of equals
+    for key in ("options", "config"):  # of all trials
+        about[key] = {name: value for name, value in history[key].items() if name not in {*won, "seed"}}
     of_trials = {"seed": seed, "epochs": epochs, "hold_out": hold_out, "trials": trials, "won": won}
     path = papers.RESULTS / ("-".join(["tuning", about["rule"], about["dataset"], about["network"], *won]) + ".json")
     write_json(path, {**about, "command": papers.command(typed, ("--out",)), **of_trials})

@@ -25,7 +25,7 @@ class Activity:
 
     @property
     def firing(self) -> dict[str, float]:
-        """Of each layer of neurons: spikes a neuron and step; for spike times the fraction that fired."""
+        """Of each layer of neurons: spikes a neuron and step (what it sends, where that is a current); for spike times the fraction that fired."""
         return {path: self._spikes[path] / places for path, places in self._places.items()}
 
     @property

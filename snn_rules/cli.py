@@ -185,7 +185,9 @@ def train(
     lr: RateOption = None,
     batch_size: BatchOption = None,
     schedule: ScheduleOption = "constant",
-    seed: Annotated[int, typer.Option(help="Of weights, order and random input codes: the same seed gives the same curve.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of weights, order, random codes: the same seed gives the same curve (on the same versions, threads and kernels).")
+    ] = 0,
     option: Annotated[
         list[str] | None, typer.Option(help="A parameter of the rule (snn-rules info RULE shows them); can be repeated.", metavar="KEY=VALUE")
     ] = None,

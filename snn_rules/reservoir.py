@@ -1,6 +1,6 @@
 """The recurrent layers of ST-RSBP's experiments: neurons on a three-dimensional grid, wired at random to those near them.
 
-The paper says "sparse connections inside the recurrent layers" (section 4.2); the numbers are those of its authors' code.
+The paper says "sparse connections inside the recurrent layers" (section 4.1); the numbers are those of its authors' code.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def fit(
 
     With a `folder`, `checkpoint.pt` in it is written after each epoch, and `resume` goes on from there: to the bit as
     if there had been no break. `on_step(epoch, step, steps)` and `on_epoch(epoch, history)` are told of progress.
-    The same seed gives the same curve (and the same initial weights, if the caller has used it to make them).
+    The same seed gives the same curve (and the same initial weights, if the caller has used it to make them). Both hold on the same
+    versions, number of threads and executor.
     With a `team`, of `distributed.team`, several processes train together; the first alone writes and tells of epochs.
     """
     if config.batch_size < team.size:

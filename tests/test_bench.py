@@ -1,5 +1,6 @@
 """`snn-rules bench`, on sizes that cost nothing: every table is made, printed and written; what it counts is what moved."""
 
+import itertools
 import json
 
 import pytest
@@ -16,7 +17,8 @@ def small(monkeypatch):
     for name, value in {"SHAPES": ((2, 3, 4),), "LENGTHS": (9, 18), "NEURONS": (16, 32), "STREAM": (8, 64)}.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bench, "_apart", bench.one_neuron)  # in this process
-    monkeypatch.setattr(bench, "milliseconds", lambda run, repeats, warm=3: (run(), 2.0)[1])
+    times = itertools.count(1)  # each measurement has its own, in milliseconds
+    monkeypatch.setattr(bench, "milliseconds", lambda run, repeats, warm=3: (run(), float(next(times)))[1])
 
 
 def test_every_table(small, monkeypatch, tmp_path):
@@ -29,11 +31,19 @@ def test_every_table(small, monkeypatch, tmp_path):
     assert made["command"].startswith("snn-rules bench --rules tssl,strsbp")
     assert {"threads", "load", "versions", "date"} <= made.keys()
     (row,) = made["neurons"]
-    assert row["shape"] == [2, 3, 4] and row["tssl"]["ratio"] == 1.0 and row["copy"]["peak_mb"] > 0
+    ms = {who: row[who]["ms"] for who in ("copy", "LIFNode", "tssl", "strsbp")}
+    assert row["shape"] == [2, 3, 4] and list(ms.values()) == [1, 2, 3, 4] and row["copy"]["peak_mb"] > 0
+    assert all(row[who]["ratio"] == 2.0 / ms[who] for who in ms)  # times faster than LIFNode
     assert [(row["rule"], row["kernel"]) for row in made["stream"]][:3] == [("", "triad"), ("tssl", "forward"), ("tssl", "backward 0")]
-    assert made["stream"][1]["GB/s"] == pytest.approx(4 * (2 * 8 * 64 + 3 * 64) / 2e6)  # input, spikes, three states; in 2 ms
-    assert [(row["neurons"], row["ratio"]) for row in made["lengths"]] == [(16, 1.0), (16, 1.0), (32, 1.0), (32, 1.0)]
-    assert made["steps"][0]["tssl"] == {"ms": 2.0, "of_products": 1.0, "ratio": 1.0}
+    triad, forward = made["stream"][:2]
+    taken = 12 * 8 * 64 / 1e6 / triad["GB/s"]  # milliseconds
+    assert forward["GB/s"] == pytest.approx(4 * (2 * 8 * 64 + 3 * 64) / 1e6 / (taken + 1))  # input, spikes, three states
+    assert triad["of_triad"] == 1.0 and forward["of_triad"] == forward["GB/s"] / triad["GB/s"]
+    assert [row["neurons"] for row in made["lengths"]] == [16, 16, 32, 32]
+    assert all(row["ratio"] == row["ms"]["18"] / row["ms"]["9"] > 1.0 for row in made["lengths"])
+    (step,) = made["steps"]
+    first = step["products"]["ms"]
+    assert step["tssl"] == {"ms": first + 2, "of_products": (first + 2) / first, "ratio": (first + 1) / (first + 2)}
     assert all(0 < row["warm"] < row["cold"] for row in made["starts"])
 
 
