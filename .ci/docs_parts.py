@@ -99,7 +99,34 @@ def bench():
 
 def narrow():
     """The layers of `snn-rules bench` on vectors of 32 bytes."""
-    _layers(_results("bench-avx2"))
+    made = _results("bench-avx2")
+    _layers(made)
+    say("", f"    OMP_NUM_THREADS={made['threads']} SNN_RULES_CXXFLAGS=-mno-avx512f {made['command']}")
+
+
+def event():
+    """What benchmarks/event.py measured."""
+    made = _results("event")
+    (small, large, _), memory = made["time"], made["memory"]
+    say(
+        f"STDBP's event layer, 784-400, batch 128, a fifth of the inputs active: {small['ms']:.2f} ms forward and backward,"
+        f"\n{small['ratio']:.0f} times faster than the same mathematics by torch's `sort` and `cumsum` ({small['peer_ms']:,.0f} ms); at 784-800 and batch 512, "
+        f"{large['ms']:.1f} ms and {memory['MB']:.0f} MB of memory\nbeyond its tensors. Measured on {made['date']}.",
+        "",
+        f"    {made['command']}",
+    )
+
+
+def recurrent():
+    """The tables of benchmarks/recurrent.py, in one."""
+    made = _results("recurrent")
+    head("", "T", "kernels", "eager torch", "products alone")
+    for what, title in (("layer", "`RecurrentNode(400)`, forward + backward: "), ("step", "training step of 784-400-R400-10: ")):
+        for name, row in made[what].items():
+            rule, T = name.split(", T=")
+            line(title + rule, T, *(f"{row[by]['ms']:.0f} ms" if by in row else "" for by in ("kernels", "eager", "products")))
+            title = ""
+    say("", f"Measured on {made['date']}.")
 
 
 def _results(name):
@@ -118,8 +145,10 @@ def _layers(made):
 def overhead():
     """The table of benchmarks/overhead.py."""
     head("rule", "node", "its kernels", "empty `autograd.Function`", "overhead", "without torch's")
-    for rule, found in _results("overhead")["results"].items():
+    made = _results("overhead")
+    for rule, found in made["results"].items():
         line(f"`{rule}`", *(f"{value:.0f}" for value in found.values()))
+    say("", f"Measured on {made['date']}, on a busy machine: read each beside the empty function.")
 
 
 def head(*columns):
