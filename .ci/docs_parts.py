@@ -110,8 +110,8 @@ def event():
     (small, large, _), memory = made["time"], made["memory"]
     say(
         f"STDBP's event layer, 784-400, batch 128, a fifth of the inputs active: {small['ms']:.2f} ms forward and backward,"
-        f"\n{small['ratio']:.0f} times faster than the same mathematics by torch's `sort` and `cumsum` ({small['peer_ms']:,.0f} ms); at 784-800 and batch 512, "
-        f"{large['ms']:.1f} ms and {memory['MB']:.0f} MB of memory\nbeyond its tensors. Measured on {made['date']}.",
+        f"\n{small['ratio']:.0f} times faster than the same mathematics by torch's `sort` and `cumsum` ({small['peer_ms']:,.0f} ms); "
+        f"at 784-800 and batch 512, {large['ms']:.1f} ms and {memory['MB']:.0f} MB of memory\nbeyond its tensors. Measured on {made['date']}.",
         "",
         f"    {made['command']}",
     )
