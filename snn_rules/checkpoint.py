@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +67,8 @@ def write(path: Path, put: Callable[[IO[bytes]], object], keep: bool = False) ->
         reason = " ".join(str(cause).split())
         raise RuleError(f"{str(path)!r} cannot be written ({reason}); what was there is untouched, make room or choose another --out") from cause
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _keep(path: Path) -> None:

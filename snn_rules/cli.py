@@ -75,7 +75,7 @@ def list_rules() -> None:
     """The installed rules, the distribution each comes from, and what keeps one from working. Imports none of them."""
     shown = table("rule", "distribution", "version", "state")
     for info in sorted(rules().values(), key=lambda info: info.name):
-        shown.add_row(info.name, info.distribution, info.version, Text(info.error or "ready", style="red" if info.error else "green"))
+        shown.add_row(info.name, info.distribution, info.version, Text(info.error or "installed", style="red" if info.error else "green"))
     out.print(shown)
 
 

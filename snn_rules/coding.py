@@ -118,6 +118,8 @@ def van_rossum_loss(out: Tensor, target: Tensor, train: Tensor, tau_s: float, re
 
 def first_spike_loss(times: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Cross entropy of the softmax over negative spike times `[N, C]` (STDBP, Eq. 13): the class should fire first."""
+    _one_hot(times, target)  # which checks both
+    _check_reduction(reduction)
     return F.cross_entropy(-times, target, reduction=reduction)
 
 
@@ -127,12 +129,21 @@ def _one_hot(out: Tensor, target: Tensor) -> Tensor:
         raise RuleError(
             f"loss: the output has shape {list(out.shape)} and the target {list(target.shape)}; pass [T, N, C] or [N, C] and class indices [N]"
         )
-    return F.one_hot(target, classes).to(out.dtype)
+    if target.dtype != torch.long:
+        raise RuleError(f"loss: the target is dtype {target.dtype}; pass class indices [N], e.g. y.long()")
+    try:
+        return F.one_hot(target, classes).to(out.dtype)
+    except RuntimeError as cause:
+        raise RuleError(f"loss: the target holds classes {int(target.min())} to {int(target.max())}, the output has {classes}") from cause
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum"):
+        raise RuleError(f"loss: reduction={reduction!r} should be 'mean' (over the batch) or 'sum'")
 
 
 def _reduce(cost: Tensor, out: Tensor, reduction: str) -> Tensor:
-    if reduction not in ("mean", "sum"):
-        raise RuleError(f"loss: reduction={reduction!r} should be 'mean' (over the batch) or 'sum'")
+    _check_reduction(reduction)
     return cost.sum() / out.shape[-2] if reduction == "mean" else cost.sum()
 
 

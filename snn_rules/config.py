@@ -72,6 +72,8 @@ class Config:
         for name, low in LEAST.items():
             if not low <= getattr(self, name) < math.inf:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a {'whole ' if low == 1 else ''}number, at least {low}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise RuleError(f"training: seed={self.seed!r} should be a whole number of at most 63 bits")
         for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not (value > 0 and (value < math.inf or name in ("clip", "clamp"))):

@@ -47,6 +47,8 @@ class Site:
     v_threshold: float
     v_reset: float | None
     decay_input: bool
+    detach_reset: bool = False
+    surrogate: tuple[str, float] = ("Sigmoid", 4.0)  # the class of its surrogate function, and that one's alpha
 
     def options(self) -> dict[str, Any]:
         """The constants as options of a rule; the potential is measured from `v_reset`."""
@@ -161,12 +163,14 @@ def site_of(path: str, module: nn.Module) -> Site | None:
         tau, decay_input = 1.0 / float(stock.w.detach().sigmoid()), stock.decay_input
     else:
         raise RuleError(f"convert: {path!r} is a {kind.__name__}, which no rule can stand in for; use LIFNode, IFNode or ParametricLIFNode there")
-    return Site(path, kind.__name__, tau, stock.v_threshold, stock.v_reset, decay_input)
+    function = stock.surrogate_function
+    surrogate = type(function).__name__, float(getattr(function, "alpha", math.nan))
+    return Site(path, kind.__name__, tau, stock.v_threshold, stock.v_reset, decay_input, stock.detach_reset, surrogate)
 
 
 def _is_neuron(module: nn.Module) -> bool:
     return isinstance(module, (neuron.BaseNode, neuron.SimpleBaseNode)) or (
-        isinstance(module, base.MemoryModule) and type(module).__module__.startswith(_NEURONS)
+        isinstance(module, base.StepModule) and type(module).__module__.startswith(_NEURONS)
     )
 
 

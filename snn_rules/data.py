@@ -121,6 +121,9 @@ def _idx(name: str, root: Path, download: bool) -> Data:
         if images.dim() != 3 or labels.shape != images.shape[:1] or not len(labels):
             shapes = f"{list(images.shape)} beside labels of shape {list(labels.shape)}"
             raise RuleError(f"data set {name!r}: {str(path)!r} holds images of shape {shapes}; fetch the four files again")
+        if int(labels.max()) > 9 or images.shape[1:] != train_x.shape[1:]:
+            found = f"labels up to {int(labels.max())} and images of {list(images.shape[1:])}"
+            raise RuleError(f"data set {name!r}: {str(path)!r} and its labels have {found}, which is another data set; fetch the four files again")
     return Data(name, _images(train_x), train_y.long(), _images(test_x), test_y.long(), 10)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +106,9 @@ def spoken_digits(name: str, root: Path) -> Data:
     if not path.is_file():
         raise RuleError(f"data set {name!r}: no {path}; pass --data-root with the folder that holds it")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             held = {key: file[key] for key in ("spikes", "offsets", "labels", "speaker", "test")}
-    except (OSError, KeyError, ValueError) as cause:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as cause:
         raise RuleError(f"data set {name!r}: {str(path)!r} cannot be read ({' '.join(str(cause).split())}); make it again") from cause
     speakers = sorted(set(held["speaker"].tolist()))
     if speaker and speaker not in speakers:

@@ -57,6 +57,15 @@ class Task:
         fresh = (Path("runs") / f"{self.dataset}-{what}-{n}" for n in count(1))
         return out or next(path for path in fresh if not path.exists())
 
+    def place(self, out: Path | None, what: str) -> Path:
+        """The same; one that was asked for is made now, so that results have a place before there are any."""
+        try:
+            if out:
+                out.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise RuleError(f"--out {str(out)!r} cannot be made ({cause}); choose another") from cause
+        return self.folder(out, what)
+
     def about(self, *chosen: LearningRule) -> dict[str, Any]:
         """What one needs to do it again."""
         about: dict[str, Any] = {"command": self.command, "versions": versions(*chosen), "network": self.network, "dataset": self.dataset}
@@ -94,7 +103,7 @@ def train(
             history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, told, team)
             team.first(lambda: put(history))
     except KeyboardInterrupt:
-        say(f"stopped; {remedy}", "yellow")
+        say(f"stopped; {remedy}" if (where / "checkpoint.pt").exists() else "stopped before the first epoch was whole; nothing is written", "yellow")
         raise
     top, last = history.epochs[history.best].test_accuracy, history.last.test_accuracy
     written = f"wrote {where / 'checkpoint.pt'} and {where / 'history.json'}"
@@ -104,10 +113,11 @@ def train(
 def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Path | None) -> None:
     """The same network by several rules, once a seed; a label is a rule and its options, "stdbp:mode=event"."""
     chosen = {label: configured(label.split(":")[0], dict(map(option, label.split(":")[1:]))) for label in labels}
-    samples, where = task.data(), task.folder(folder, "compare")
+    samples = task.data()
     configs = {(label, seed): task.config(rule, seed) for label, rule in chosen.items() for seed in seeds}
     for label, rule in chosen.items():  # refuse before the first training, not after it
         made(rule, samples, configs[label, seeds[0]])
+    where = task.place(folder, "compare")
     runs = {key: _fit(chosen[key[0]], samples, config, f"{key[0]}, seed {key[1]}") for key, config in configs.items()}
 
     shown = table("rule", "T", "test accuracy", "best", "firing", "synops", "ms a step", "peak MB", right=1)
@@ -129,12 +139,12 @@ def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Pat
         shown.add_row(label, str(config.T), f"{mean:.2%} ± {100 * std:.2f}", *measured)
         epochs = {str(seed): asdict(history)["epochs"] for seed, history in zip(seeds, histories, strict=True)}
         results[label] = {"options": asdict(rule), "cite": rule.cite, "config": asdict(config), **summary, "seeds": epochs}
+    write_json(where / "compare.json", {**task.about(*chosen.values()), "seeds": list(seeds), "rules": results})
     over = f"mean ± standard deviation of seeds {', '.join(map(str, seeds))}"
     out.print(f"{task.network} on {task.dataset} after the last epoch, {over}", style="bold", soft_wrap=True)
     out.print(shown)
     meaning = "firing: spikes a neuron and step; for spike times the fraction of neurons that fired. synops: synaptic operations a sample"
     out.print(f"{meaning}. peak MB: of the whole process, data included, or of CUDA's tensors", style="dim", soft_wrap=True)
-    write_json(where / "compare.json", {**task.about(*chosen.values()), "seeds": list(seeds), "rules": results})
     curves = {label: [[epoch.test_accuracy for epoch in runs[label, seed].epochs] for seed in seeds] for label in chosen}
     plot.accuracy(where / "compare.png", curves, f"{task.network} on {task.dataset}")
     out.print(f"wrote {where / 'compare.json'} and {where / 'compare.png'}", style="bold", soft_wrap=True)

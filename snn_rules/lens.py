@@ -196,7 +196,7 @@ def _views(
             raise RuleError(f"lens: the loss of {common.name!r} reads {common.capabilities.signal}, but {label!r} sends {signal}; leave loss out")
         code = rule if own_code or signal != first.capabilities.signal else first
         torch.manual_seed(seed)
-        steps = T or code.training.T
+        steps = code.training.T if T is None else T
         encoded = encode(code, x, steps) if encode else code.encode(x, steps)
         net = convert(_copy(stage), given, **options)
         views.append(_View(label, net, rule, common or rule, encoded, target, seed))

@@ -33,7 +33,7 @@ def look(
     """One network under the rules `labels`, "stdbp:mode=event"; with epochs in the task's settings, the first trains it before."""
     named = [named_rule(label) for label in labels]
     rules = [get_rule(name, **options) for name, options in named]
-    whole, where = task.data(), task.folder(folder, "lens")
+    whole = task.data()
     if samples < 1:
         raise RuleError(f"lens: --samples {samples} should be at least 1")
     epochs = task.settings["epochs"]
@@ -44,6 +44,7 @@ def look(
     with progress() as bar:
         for name, options in named:  # refuse before the training, not after it
             convert(copy.deepcopy(net), name, **options)
+        where = task.place(folder, "lens")
         if epochs:
             train(net, named[0], whole, task, seed, bar)
         x, y = whole.train_x[:samples], whole.train_y[:samples]

@@ -1,11 +1,11 @@
 """The baseline: SpikingJelly's LIF neuron with its surrogate gradient (Neftci, Mostafa & Zenke, 2019)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .hookspecs import hookimpl
 from .ops import heaviside, sigmoid, spike
-from .rule import Capabilities, LearningRule, Training, Values, parameter
+from .rule import Capabilities, LearningRule, Training, Values, parameter, warn_once
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Surrogate(LearningRule):
             return (0.5 * self.alpha) / (1.0 + w * w)
         h = sigmoid(self.alpha * z)
         return self.alpha * h * (1.0 - h)
+
+    def adopt(self, site: Any, given: frozenset[str]) -> "Surrogate":
+        """With the neuron's `detach_reset` and surrogate function, too, as far as this rule has it."""
+        kind, alpha = site.surrogate
+        shape = {"Sigmoid": "sigmoid", "ATan": "atan"}.get(kind)
+        if shape is None and "surrogate" not in given:
+            warn_once(self.name, f"surrogate_function={kind}")
+        offered = {"detach_reset": site.detach_reset} | ({} if shape is None or "surrogate" in given else {"surrogate": shape, "alpha": alpha})
+        return replace(super().adopt(site, given), **{name: value for name, value in offered.items() if name not in given})
 
     def stock(self) -> tuple[str, Values]:
         from spikingjelly.activation_based import surrogate

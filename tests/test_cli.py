@@ -63,7 +63,7 @@ def test_list() -> None:
     lines = done("list").splitlines()
     assert lines[0].split() == ["rule", "distribution", "version", "state"]
     found = {line.split()[0]: line.split()[1:] for line in lines[1:]}
-    assert found["tssl"][0] == "snn-rules-tssl" and found["tssl"][2] == "ready" and found["surrogate"][0] == "snn-rules"
+    assert found["tssl"][0] == "snn-rules-tssl" and found["tssl"][2] == "installed" and found["surrogate"][0] == "snn-rules"
 
 
 def test_list_shows_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +173,10 @@ def test_a_training_that_is_stopped_says_how_to_go_on(monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiments, "fit", stop)
+    early = run("train", "--rule", "tssl", *FAST, "--out", "some where")
+    assert "stopped before the first epoch was whole; nothing is written" in early.stderr
+    Path("some where").mkdir(exist_ok=True)
+    Path("some where/checkpoint.pt").touch()
     result = run("train", "--rule", "tssl", *FAST, "--out", "some where")
     assert result.exit_code != 0 and "stopped; --out 'some where' --resume goes on" in result.stderr and "Traceback" not in result.output
 

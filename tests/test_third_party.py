@@ -33,7 +33,7 @@ def test_the_command_knows_them(installed: dict[str, str]) -> None:
     command = "from snn_rules.cli import app; app()"
     listed = run(installed, "-c", command, "list")
     for name in STRANGERS:
-        assert re.search(rf"^{name} +snn-rules-{name} +0\.1\.0 +ready", listed, re.MULTILINE), listed
+        assert re.search(rf"^{name} +snn-rules-{name} +0\.1\.0 +installed", listed, re.MULTILINE), listed
 
 
 def test_their_own_tests_pass(installed: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snn_rules import RecurrentNode, RuleError, RuleNode
 from snn_rules.kernels import ops
+from snn_rules.kernels.eager import DTYPES
 from snn_rules.kernels.transforms import refuse
 from snn_rules.neuron import warn_zero_gradient
 
@@ -50,8 +51,11 @@ class _Fused:
             raise refuse(where, "layers of spike times")
         if x.is_meta:
             raise RuleError(f"{where}: the input is on device 'meta', which holds no values; move the network and the input to another")
-        if bool(torch.isnan(x).any()):
-            raise RuleError(f"{where}: the input holds nan; pass the spike times of rule.encode(x, T)")
+        if x.dtype not in DTYPES:
+            raise RuleError(f"{where}: the input is dtype {x.dtype}; pass the spike times of rule.encode(x, T)")
+        if not bool(torch.isfinite(x).all()):
+            wrong = "nan" if bool(torch.isnan(x).any()) else "inf"
+            raise RuleError(f"{where}: the input holds {wrong}; pass the spike times of rule.encode(x, T)")
         if any(bool(torch.isnan(w).any()) for w in weights if w is not None):  # a neuron with such a weight would count as silent
             raise RuleError(f"{where}: its weights hold nan; lower the learning rate, and go on from weights without")
 

@@ -173,6 +173,8 @@ class STDBP(LearningRule):
 
     def times(self, out: Tensor) -> Tensor:
         """The network's output as spike times `[N, C]`, in units of the input's window."""
+        if self.mode == "event" and out.dim() > 2 and out.shape[:-2].numel() != 1:
+            raise RuleError(f"stdbp: the output has shape {list(out.shape)}, but mode='event' sends each time once: pass rule.encode(x, T)")
         if self.mode == "event":
             return out.flatten(0, -3)[0] if out.dim() > 2 else out
         return spike_steps(out) / self.unit

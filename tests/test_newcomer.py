@@ -1,0 +1,81 @@
+"""What a newcomer from SpikingJelly brings, and types."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+import torch
+from spikingjelly.activation_based import neuron, surrogate
+from typer.testing import CliRunner
+
+import snn_rules
+from snn_rules import RuleError, data
+from snn_rules.cli import app
+
+T = 6
+
+
+def test_the_baseline_keeps_the_surrogate_of_the_neuron() -> None:
+    made = neuron.LIFNode(surrogate_function=surrogate.ATan(3.0), detach_reset=True)
+    net = snn_rules.convert(torch.nn.Sequential(made), "surrogate")
+    assert (net[0].rule.surrogate, net[0].rule.alpha, net[0].rule.detach_reset) == ("atan", 3.0, True)
+    mine = snn_rules.convert(torch.nn.Sequential(neuron.IFNode(surrogate_function=surrogate.ATan())), "surrogate", surrogate="sigmoid", alpha=1.0)
+    assert (mine[0].rule.surrogate, mine[0].rule.alpha, mine[0].rule.detach_reset) == ("sigmoid", 1.0, False)
+    with pytest.warns(UserWarning, match="'surrogate_function=SoftSign' has no meaning for rule 'surrogate'"):
+        snn_rules.convert(torch.nn.Sequential(neuron.IFNode(surrogate_function=surrogate.SoftSign())), "surrogate")
+
+
+def test_a_parallel_neuron_is_refused_by_path() -> None:
+    with pytest.raises(RuleError, match="convert: '1' is a PSN, which no rule can stand in for"):
+        snn_rules.convert(torch.nn.Sequential(neuron.LIFNode(), neuron.PSN(T=4)), "tssl")
+
+
+NO_TIMES = [(torch.full((1, 2, 4), float("inf")), "holds inf"), (torch.ones(1, 2, 4, dtype=torch.int64), "dtype torch.int64")]
+
+
+@pytest.mark.parametrize(("x", "says"), NO_TIMES)
+@pytest.mark.filterwarnings("ignore:'tau' has no meaning")
+def test_what_is_no_spike_time_is_refused(x: torch.Tensor, says: str) -> None:
+    net = snn_rules.convert(torch.nn.Sequential(torch.nn.Linear(4, 3), neuron.LIFNode()), "stdbp", mode="event")
+    with pytest.raises(RuleError, match=rf"layer '0' \(stdbp\): the input .*{says}; pass the spike times of rule.encode"):
+        net(x)
+    rule = net[1].rule
+    with pytest.raises(RuleError, match=r"has shape \[5, 2, 3\], but mode='event' sends each time once"):
+        rule.loss(net(torch.rand(5, 2, 4)), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("name", ["surrogate", "tssl", "strsbp", "stdbp"])
+def test_losses_refuse_what_they_cannot_read(name: str) -> None:
+    rule, out = snn_rules.get_rule(name), torch.rand(T, 2, 3)
+    for target, reduction, says in (
+        (torch.tensor([0, 3]), "mean", "the target holds classes 0 to 3, the output has 3"),
+        (torch.tensor([0.0, 1.0]), "mean", "the target is dtype torch.float32; pass class indices"),
+        (torch.tensor([0, 1]), "none", "reduction='none' should be 'mean'"),
+    ):
+        with pytest.raises(RuleError, match=says):
+            rule.loss(out, target, reduction)
+
+
+def test_a_place_for_results_is_made_before_there_are_any(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for command in (["compare", "--rules", "tssl"], ["lens", "--rules", "tssl,surrogate"]):
+        done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "file" / "x")])
+        assert done.exit_code == 2 and "cannot be made" in " ".join(done.output.split()) and "epoch" not in done.output
+
+
+def test_another_data_set_in_the_same_layout_is_refused(tmp_path: Path) -> None:
+    def put(name: str, values: torch.Tensor) -> None:
+        head = b"\0\0\x08" + bytes([values.dim()]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(head + values.to(torch.uint8).numpy().tobytes()))
+
+    labels = torch.arange(4)
+    for test_labels, size, says in ((labels + 40, 28, "labels up to 43"), (labels, 14, r"images of \[14, 14\]")):
+        for name, values in (("train-images-idx3-ubyte", torch.zeros(4, 28, 28)), ("train-labels-idx1-ubyte", labels)):
+            put(name, values)
+        put("t10k-images-idx3-ubyte", torch.zeros(4, size, size))
+        put("t10k-labels-idx1-ubyte", test_labels)
+        with pytest.raises(RuleError, match=says):
+            data.load("mnist", tmp_path)
+    (tmp_path / "fsdd_lyon_bsa.npz").write_bytes(b"PK\3\4")
+    with pytest.raises(RuleError, match="cannot be read"):
+        data.load("spoken-digits", tmp_path)
