@@ -98,6 +98,8 @@ def fit(
         state = team.first(lambda: checkpoint.begin(path, resume, held))
         trainer = _Trainer(net, rule, data, config, team)
         history = trainer.restore(path, state) if state else History()
+        if len(history.epochs) > config.epochs:
+            raise RuleError(f"checkpoint {str(path)!r} has {len(history.epochs)} epochs already; pass at least so many, or another --out")
         return trainer.run(path, history, on_step, on_epoch)
 
 
@@ -226,6 +228,12 @@ class _Trainer:
         }
 
     def restore(self, path: Path, state: dict[str, Any]) -> History:
+        try:
+            return self._restored(path, state)
+        except (TypeError, KeyError, AttributeError, IndexError) as cause:
+            raise RuleError(f"checkpoint {str(path)!r} holds something else ({type(cause).__name__}: {cause}); pass another --out") from cause
+
+    def _restored(self, path: Path, state: dict[str, Any]) -> History:
         was, now = state["identity"], self.identity()
         differs = [f"{k} {was.get(k)!r} there, {now.get(k)!r} here" for k in {**was, **now} if was.get(k) != now.get(k)]
         if differs:

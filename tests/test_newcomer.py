@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
 from spikingjelly.activation_based import neuron, surrogate
 from typer.testing import CliRunner
 
@@ -79,3 +80,22 @@ def test_another_data_set_in_the_same_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "fsdd_lyon_bsa.npz").write_bytes(b"PK\3\4")
     with pytest.raises(RuleError, match="cannot be read"):
         data.load("spoken-digits", tmp_path)
+
+
+def trained(folder: Path, *more: str) -> Result:
+    return CliRunner().invoke(app, ["train", "--rule", "tssl", "--limit-train", "40", "--network", "8-10", "--out", str(folder), *more])
+
+
+def test_fewer_epochs_than_there_are_and_a_checkpoint_of_something_else(tmp_path: Path) -> None:
+    assert trained(tmp_path, "--epochs", "2").exit_code == 0
+    fewer = trained(tmp_path, "--epochs", "1", "--resume")
+    assert fewer.exit_code == 2 and "has 2 epochs already; pass at least so many" in " ".join(fewer.output.split())
+    path = tmp_path / "checkpoint.pt"
+    for key, value in (("history", [1]), ("rng", []), ("network", 3), ("identity", None)):
+        state = torch.load(path, weights_only=True)
+        torch.save({**state, key: value}, tmp_path / "other.pt")
+        other = tmp_path / key
+        other.mkdir()
+        (tmp_path / "other.pt").rename(other / "checkpoint.pt")
+        done = trained(other, "--epochs", "3", "--resume")
+        assert done.exit_code == 2 and "holds something else" in " ".join(done.output.split()), (key, done.output)
