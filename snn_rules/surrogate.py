@@ -7,6 +7,8 @@ from .hookspecs import hookimpl
 from .ops import heaviside, sigmoid, spike
 from .rule import Capabilities, LearningRule, Training, Values, parameter, warn_once
 
+SHAPES = {"Sigmoid": "sigmoid", "ATan": "atan"}  # SpikingJelly's surrogate functions that are options here
+
 
 @dataclass(frozen=True)
 class Surrogate(LearningRule):
@@ -49,11 +51,11 @@ class Surrogate(LearningRule):
 
     def adopt(self, site: Any, given: frozenset[str]) -> "Surrogate":
         """With the neuron's `detach_reset` and surrogate function, too, as far as this rule has it."""
-        kind, alpha = site.surrogate
-        shape = {"Sigmoid": "sigmoid", "ATan": "atan"}.get(kind)
-        if shape is None and "surrogate" not in given:
+        (kind, alpha), offered = site.surrogate, {"detach_reset": site.detach_reset}
+        if kind in SHAPES and "surrogate" not in given:
+            offered |= {"surrogate": SHAPES[kind], "alpha": alpha}
+        elif "surrogate" not in given:
             warn_once(self.name, f"surrogate_function={kind}")
-        offered = {"detach_reset": site.detach_reset} | ({} if shape is None or "surrogate" in given else {"surrogate": shape, "alpha": alpha})
         return replace(super().adopt(site, given), **{name: value for name, value in offered.items() if name not in given})
 
     def stock(self) -> tuple[str, Values]:
