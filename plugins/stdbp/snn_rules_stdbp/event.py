@@ -53,10 +53,11 @@ class _Fused:
             raise RuleError(f"{where}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if x.dtype not in DTYPES:
             raise RuleError(f"{where}: the input is dtype {x.dtype}; pass the spike times of rule.encode(x, T)")
-        if not bool(torch.isfinite(x).all()):
+        x, *weights = (t if t is None else t.detach() for t in (x, *weights))
+        if not (bool(x.sum().isfinite()) or bool(x.isfinite().all())):  # one pass, and a second where the sum alone is too large
             wrong = "nan" if bool(torch.isnan(x).any()) else "inf"
             raise RuleError(f"{where}: the input holds {wrong}; pass the spike times of rule.encode(x, T)")
-        if any(bool(torch.isnan(w).any()) for w in weights if w is not None):  # a neuron with such a weight would count as silent
+        if any(bool(w.sum().isnan()) and bool(w.isnan().any()) for w in weights if w is not None):  # its neuron would count as silent
             raise RuleError(f"{where}: its weights hold nan; lower the learning rate, and go on from weights without")
 
     def first_gradient(self, gradient: Tensor) -> None:

@@ -98,6 +98,7 @@ template <int NC> static void walk(const Spike* spikes, int64_t n, const R* rows
 extern "C" void forward(void** p, int64_t N, int64_t in, int64_t out, int threads) {{
   const R *times = (R*)p[0], *weight = (R*)p[1]; R *rows = (R*)p[2], *p_time = (R*)p[3], *p_s_slope = (R*)p[4];
   const int64_t S = padded(out);
+  memset(rows + in * S, 0, S * sizeof(R));
 #pragma omp parallel num_threads(threads)
   {{
     Flush flush; (void)flush;

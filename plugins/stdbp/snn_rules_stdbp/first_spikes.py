@@ -76,7 +76,7 @@ class Compiled:
 
     def forward(self, rule: STDBP, times: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         out, slope = times.new_empty(len(times), len(weight)), times.new_empty(len(times), len(weight))
-        rows = weight.new_zeros(weight.shape[1] + 1, self._padded(weight))
+        rows = weight.new_empty(weight.shape[1] + 1, self._padded(weight))
         self._run(self._forward, times.contiguous(), weight.contiguous(), rows, out, slope)
         return out, slope
 

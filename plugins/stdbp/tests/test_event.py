@@ -195,6 +195,13 @@ def test_refusals_name_the_layer_and_change_nothing(net, message):
     assert [type(m) for m in net.modules()] == classes
 
 
+def test_values_whose_sum_is_not_finite_are_good_ones():
+    """The checks look at the sum first; it overflows for times, and is nan for weights, that have no nan themselves."""
+    layer = snn_rules.convert(nn.Sequential(nn.Linear(3, 2), snn_rules.RuleNode("stdbp")), "stdbp", mode="event")[0]
+    layer.weight.data, layer.bias = torch.tensor([[2.0, 3.0, -torch.inf], [2.0, torch.inf, -torch.inf]]), None
+    assert torch.equal(layer(torch.tensor([[[0.0, 3e38, 3e38]]])), torch.tensor([[[0.5, 0.5]]]))
+
+
 @pytest.mark.filterwarnings("ignore:'tau' has no meaning")
 def test_bad_input():
     with pytest.raises(snn_rules.RuleError, match=r"snn_rules.convert\(net, rule='stdbp', mode='event'\)"):
