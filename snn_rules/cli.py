@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ from .options import (
 from .registry import get_rule, rules
 from .rule import RuleError
 
+_MEMORY = re.compile(r"(tried|unable) to allocate [\d.]+ \w+", re.IGNORECASE)  # of torch on a CPU, of CUDA, of numpy
+
 
 class Commands(TyperGroup):
     """Ends every refusal as one red line and exit code 2; `--debug`, wherever it stands, shows the traceback."""
@@ -46,10 +49,11 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except RuleError as refusal:
-            if ctx.params.get("debug"):
+        except (RuleError, MemoryError, RuntimeError) as refusal:
+            memory = _MEMORY.search(str(refusal))
+            if ctx.params.get("debug") or not (memory or isinstance(refusal, RuleError)):
                 raise
-            say(str(refusal), "red")
+            say(f"out of memory ({memory[0]}); lower --batch-size or --T, or take a smaller network" if memory else str(refusal), "red")
             raise typer.Exit(2) from refusal
 
 

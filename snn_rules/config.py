@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -22,6 +22,13 @@ LEAST = {"T": 1, "bin": 1, "batch_size": 1, "epochs": 1, "elastic_sigma": 0.25} 
     ("weight_decay", "exp_lambda", "exp_beta", "inhibition", "elastic_alpha", "rotation", "scaling", "crop_padding"), 0
 )
 ABOVE_ZERO = ("lr", "std", "clip", "clamp", "pool_gain")
+NEEDS = {  # settings that do nothing but beside others
+    **dict.fromkeys(("desired", "undesired"), ("loss", ("count",))),
+    **dict.fromkeys(("mean", "std"), ("normalize", (True,))),
+    **dict.fromkeys(("exp_lambda", "exp_beta"), ("regularize", ("sum", "mean"))),
+    **dict.fromkeys(("elastic_alpha", "elastic_sigma", "rotation", "scaling"), ("augment", ("elastic",))),
+    "crop_padding": ("augment", ("crop-flip",)),
+}
 MAY_CHANGE = ("epochs", "device")  # between a training and its resumption
 
 
@@ -100,6 +107,14 @@ class Config:
             raise RuleError(f"training: device={self.device!r} is not one of cpu, cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise RuleError("training: device='cuda', but torch sees no CUDA device here; leave --device out, and see snn-rules doctor")
+
+    def refuse_idle(self, names: Iterable[str]) -> None:
+        """Refuse settings that were asked for and do nothing beside the others."""
+        for name in sorted(NEEDS.keys() & set(names)):
+            other, values = NEEDS[name]
+            if getattr(self, other) not in values:
+                ways = " or ".join(f"{other}={str(value).lower()}" for value in values)
+                raise RuleError(f"training: {name}={getattr(self, name)!r} does nothing without {ways}; add --setting {ways}, or leave it out")
 
     @staticmethod
     def given(texts: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class Task:
     def config(self, rule: LearningRule, seed: int) -> Config:
         given = {name: value for name, value in self.settings.items() if value is not None}
         written = self.recipe.train if self.recipe else {}
-        return Config.of(rule, **{**data.SETTINGS.get(self.dataset, {}), **written, **given}, network=self.network, seed=seed)
+        config = Config.of(rule, **{**data.SETTINGS.get(self.dataset, {}), **written, **given}, network=self.network, seed=seed)
+        config.refuse_idle(given)
+        return config
 
     def folder(self, out: Path | None, what: str, seed: int = 0) -> Path:
         """The folder asked for; that of the recipe and the seed; or the first of runs/DATASET-WHAT-1, -2, ... that is not there."""

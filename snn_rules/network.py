@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -158,6 +159,8 @@ def _over_maps(part: Part, rule: LearningRule, channels: int, pool_gain: float |
     made: nn.Module
     if part.kind == "pool" and rule.capabilities.pooling == "max":
         made = layer.MaxPool2d(part.size)
+        if pool_gain is not None:
+            warnings.warn(f"pool_gain={pool_gain!r} has no meaning under {rule.name!r}, which pools by the maximum", stacklevel=3)
     elif part.kind == "pool":
         made = AvgPool2d(part.size, 1.0 if pool_gain is None else pool_gain * part.size**2)
     else:

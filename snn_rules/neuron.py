@@ -16,8 +16,9 @@ from .kernels import ops
 from .kernels.autograd import Job, Report, run
 from .kernels.eager import DTYPES, Eager, State, state_dtype
 from .kernels.transforms import Layer
-from .registry import get_rule, rules
-from .rule import LearningRule, RuleError, warn_once
+from .keywords import configure, meanings
+from .registry import rules
+from .rule import LearningRule, RuleError
 
 _STEPWISE = Eager()  # single steps: no train, no kernel
 
@@ -27,7 +28,8 @@ class RuleNode(neuron.BaseNode):
 
     `rule` is a name (see `snn_rules.rules()`) or a configured `LearningRule`; the other keywords are the rule's
     options and those of `LIFNode` (`tau`, `decay_input`, `v_threshold`, `v_reset`, `step_mode`, `store_v_seq`).
-    Keywords of `LIFNode` that mean nothing to the rule are ignored, with one warning. The defaults are the paper's.
+    Keywords of `LIFNode` that mean nothing to the rule are ignored, with one warning. The defaults are the paper's. Options
+    can be set later, too: `node.tau = 5.0`.
 
     Input `[T, N, *]` in step mode 'm' (`[N, *]` in 's'), output spikes {0, 1} of the same shape and dtype. The states
     of the rule are memories: `functional.reset_net` resets them, `node.v` reads the potential (measured from
@@ -37,11 +39,12 @@ class RuleNode(neuron.BaseNode):
     rule: LearningRule
     _shift: float
     _memories: dict[str, Any]
+    _options: dict[str, str]
 
     def __init__(self, rule: str | LearningRule | None = None, *, step_mode: str = "s", store_v_seq: bool = False, **options: Any) -> None:
         if rule is None:
             raise RuleError(f"RuleNode: pass rule=, one of {', '.join(sorted(rules()))}")
-        configured, v_reset = _configure(rule, options)
+        configured, v_reset = configure(rule, options)
         if configured.capabilities.signal != "spikes":
             raise RuleError(
                 f"RuleNode: {configured.name} with {type(configured).__name__}(mode='event') fuses each neuron with the layer before it; "
@@ -50,7 +53,7 @@ class RuleNode(neuron.BaseNode):
         self._set_up(configured, v_reset, step_mode, store_v_seq)
 
     def _set_up(self, rule: LearningRule, v_reset: float | None, step_mode: str, store_v_seq: bool) -> None:
-        self.__dict__.update(rule=rule, _shift=v_reset or 0.0)
+        self.__dict__.update(rule=rule, _shift=v_reset or 0.0, _options={})
         super().__init__(
             v_threshold=self.v_threshold,
             v_reset=None if v_reset is None else 0.0,
@@ -65,6 +68,9 @@ class RuleNode(neuron.BaseNode):
         self._key = ops.key(rule)
         for name in self._extra_memories():
             self.register_memory(name, rule.state.get(name, 0.0))
+        self._options.update(meanings(rule))
+        for name in self._options:  # what is the rule's is not the neuron's: `__getattr__` finds it there
+            self.__dict__.pop(name, None)
 
     def _extra_memories(self) -> list[str]:
         return [name for name in self.rule.state if name != "v"] + (["late"] if self.rule.delay else [])
@@ -76,8 +82,27 @@ class RuleNode(neuron.BaseNode):
     @v_threshold.setter
     def v_threshold(self, value: float) -> None:
         if value != self.v_threshold:
-            self.__dict__["rule"] = self.rule.replace(v_threshold=value - self._shift)
-            self.__dict__["_key"] = ops.key(self.rule)
+            self._change("v_threshold", value - self._shift)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """The rule's parameters can be set as on a `LIFNode`: `node.tau = 5.0`."""
+        options = vars(self).get("_options")
+        if not options or name == "v_threshold":  # the neuron is being made; or it has a property
+            super().__setattr__(name, value)
+        elif name in options:
+            setattr(self, "v_threshold", value) if options[name] == "v_threshold" else self._change(options[name], value)
+        elif name == "v_reset" and value != self.v_reset:
+            raise RuleError(f"{self._where()}: v_reset={value!r} comes too late; the neuron was made with v_reset={self.v_reset!r}: make another")
+        elif name == "surrogate_function" and value is not None:
+            raise RuleError(f"{self._where()}: surrogate_function has no meaning here; the rule's options are {', '.join(options)}")
+        else:
+            super().__setattr__(name, value)
+
+    def _change(self, name: str, value: Any) -> None:
+        rule = self.rule.replace(**{name: value})
+        if rule.capabilities.signal != "spikes" or (set(rule.state), rule.delay) != (set(self.rule.state), self.rule.delay):
+            raise RuleError(f"{self._where()}: {name}={value!r} makes another neuron of it; install the rule anew, by snn_rules.convert")
+        self.__dict__.update(rule=rule, _key=ops.key(rule))
 
     def extra_repr(self) -> str:
         shown = [f"{f.name}={getattr(self.rule, f.name)!r}" for f in dataclasses.fields(self.rule) if getattr(self.rule, f.name) != f.default]
@@ -88,7 +113,8 @@ class RuleNode(neuron.BaseNode):
         if rule is not None and name in rule.diagnostics:  # e.g. warmup_fraction, of the last backward pass
             values = self._report.values
             return None if values is None else float(rule.diagnostics[name](SimpleNamespace(T=values[0], **values[1])))
-        return super().__getattr__(name)
+        option = vars(self).get("_options", {}).get(name)
+        return super().__getattr__(name) if option is None else getattr(self if option == "v_threshold" else rule, option)
 
     # ---- forward -----------------------------------------------------------------------------------------------
 
@@ -182,11 +208,13 @@ class RuleNode(neuron.BaseNode):
         return tuple(state.get(name, self.rule.state.get(name, 0.0)) for name in self._memories)
 
     def _state(self, x: Tensor, states: dict[str, Any], step_mode: str = "m") -> State:
-        """The states for this input, without those that are at rest: numbers, and tensors of another shape than the input's."""
-        held = {name: value for name, value in states.items() if isinstance(value, Tensor)}
+        """The states for this input, without those that are at rest: their number as it was, or a tensor of another shape than the input's."""
+        start = self.rule.state
+        held = {name: value for name, value in states.items() if isinstance(value, Tensor) or value != start.get(name, 0.0)}
         if held:
             shape, dtype = x.shape[1:] if step_mode == "m" else x.shape, state_dtype(x)
             fits = {name: (self.rule.delay, *shape) if name == "late" else shape for name in held}
+            held = {name: value if isinstance(value, Tensor) else torch.full(fits[name], value) for name, value in held.items()}
             held = {name: value.to(dtype=dtype, device=x.device) for name, value in held.items() if value.shape == fits[name]}
         return held
 
@@ -250,26 +278,3 @@ def warn_zero_gradient(where: str, rule: str) -> None:
 def _in_backward() -> bool:
     """A layer runs in a backward pass where it was checkpointed: it runs a second time, and its state has been counted."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _configure(rule: str | LearningRule, options: Mapping[str, Any]) -> tuple[LearningRule, float | None]:
-    """The rule with its options, given the keywords of LIFNode; and `v_reset`."""
-    base = get_rule(rule)
-    names = {field.name for field in dataclasses.fields(base)} | set(base.aliases)
-    names -= {alias for alias, name in base.aliases.items() if name not in names}
-    known = {name: value for name, value in options.items() if name in names}
-    v_reset = options.get("v_reset", None if getattr(base, "reset", "zero") == "subtract" else 0.0)
-    if v_reset is None and "subtract" not in base.capabilities.resets:
-        raise RuleError(f"{base.name}: v_reset=None means reset by subtraction, which this rule does not know; pass v_reset=0.0")
-    if "v_reset" in options and "reset" in names:
-        known.setdefault("reset", "subtract" if v_reset is None else "zero")
-    for name in ("tau", "surrogate_function", "detach_reset", "backend"):
-        if name in options and name not in names:
-            warn_once(base.name, name)
-    unknown = set(options) - names - {"v_reset", "tau", "surrogate_function", "detach_reset", "backend"}
-    if unknown:
-        base.resolve({name: None for name in unknown})  # raises, and says what there is
-    configured = base.replace(**known)
-    if v_reset and hasattr(configured, "v_threshold"):  # the potential is measured from v_reset
-        configured = configured.replace(v_threshold=configured.v_threshold - v_reset)
-    return configured, v_reset

@@ -53,7 +53,10 @@ def new(name: str, author: str, folder: Path | None = None) -> Path:
     folder = folder or Path(f"snn-rules-{name.replace('_', '-')}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RuleError(f"new: {str(folder)!r} is there already and not empty; pass another --out")
-    for path, text in texts.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text, encoding="utf-8")
+    try:
+        for path, text in texts.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    except OSError as cause:
+        raise RuleError(f"new: cannot write into {str(folder)!r} ({cause}); pass another --out") from cause
     return folder

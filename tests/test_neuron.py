@@ -134,6 +134,36 @@ def test_single_steps_learn_only_where_the_rule_can():
             n(x[0].clone().requires_grad_())
 
 
+def test_attributes_can_be_set_as_on_a_lifnode():
+    """They did nothing, in silence."""
+    x = 3 * torch.rand(6, 2, 5)
+    set_later, made = node("tssl"), node("tssl", tau=3.0, v_threshold=0.7)
+    set_later.tau, set_later.v_threshold = 3.0, 0.7
+    assert set_later.tau == set_later.tau_m == 3.0
+    assert torch.equal(set_later(x), made(x))
+    baseline = node("surrogate", detach_reset=True)
+    assert baseline.detach_reset is True
+    baseline.detach_reset, baseline.reset = False, "subtract"
+    assert baseline.rule == snn_rules.get_rule("surrogate", reset="subtract")
+    ours, theirs = node("surrogate"), neuron.LIFNode(step_mode="m")
+    ours.v = theirs.v = 0.9  # a number is the potential of them all
+    assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "value", "message"),
+    [
+        ("tssl", "tau", -1.0, "tau_m=-1.0 should lie between"),
+        ("tssl", "v_reset", 0.5, r"v_reset=0.5 comes too late; the neuron was made with v_reset=0.0"),
+        ("surrogate", "surrogate_function", surrogate.ATan(), "surrogate_function has no meaning here; the rule's options are .*alpha"),
+        ("stdbp", "mode", "event", "mode='event' makes another neuron of it"),
+    ],
+)
+def test_attributes_that_cannot_be_set(rule, name, value, message):
+    with pytest.raises(snn_rules.RuleError, match=message):
+        setattr(node(rule), name, value)
+
+
 def test_keywords_of_lifnode():
     assert node("tssl", tau=4).rule.tau_m == 4.0  # int becomes float
     assert node("tssl", v_reset=None).rule.reset == "subtract"

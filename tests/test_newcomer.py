@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import snn_rules
 from snn_rules import RuleError, data
 from snn_rules.cli import app
+from snn_rules.network import network
 
 T = 6
 
@@ -99,3 +100,48 @@ def test_fewer_epochs_than_there_are_and_a_checkpoint_of_something_else(tmp_path
         (tmp_path / "other.pt").rename(other / "checkpoint.pt")
         done = trained(other, "--epochs", "3", "--resume")
         assert done.exit_code == 2 and "holds something else" in " ".join(done.output.split()), (key, done.output)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("rotation=15", "rotation=15 does nothing without augment=elastic; add --setting augment=elastic, or leave it out"),
+        ("desired=3", "desired=3 does nothing without loss=count"),
+        ("exp_beta=0.1", "exp_beta=0.1 does nothing without regularize=sum or regularize=mean"),
+        ("crop_padding=2", "crop_padding=2 does nothing without augment=crop-flip"),
+    ],
+)
+def test_settings_that_do_nothing_alone_are_refused(tmp_path: Path, setting: str, says: str) -> None:
+    done = trained(tmp_path, "--setting", setting)
+    assert done.exit_code == 2 and says in " ".join(done.output.split())
+
+
+def test_pool_gain_under_a_rule_that_pools_by_the_maximum_is_said() -> None:
+    with pytest.warns(UserWarning, match="pool_gain=1.1 has no meaning under 'stdbp', which pools by the maximum"):
+        network("2C3-P2-10", "stdbp", (1, 8, 8), pool_gain=1.1)
+
+
+def test_a_place_for_a_new_rule_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["new", "mine", "--out", str(tmp_path / "file" / "rule")])
+    assert done.exit_code == 2 and "pass another --out" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 10 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes."),
+        MemoryError("Unable to allocate 728. TiB for an array with shape (100000000000000,) and data type float64"),
+    ],
+)
+def test_memory_that_is_too_small_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception) -> None:
+    def refuse(*_: object) -> None:
+        raise cause
+
+    monkeypatch.setattr("snn_rules.experiments.made", refuse)
+    done = trained(tmp_path)
+    said = " ".join(done.output.split())
+    assert done.exit_code == 2 and "to allocate" in said and "; lower --batch-size or --T, or take a smaller network" in said
+    monkeypatch.setattr("snn_rules.experiments.made", lambda *_: 1 / 0)
+    assert isinstance(trained(tmp_path).exception, ZeroDivisionError)
