@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
-from torch import nn
+from torch import Tensor, nn
 
 from .kernels import build, compiled
 from .kernels import program as plans
@@ -49,12 +50,18 @@ def rule_of(name: str) -> LearningRule:
 
 def milliseconds(run: Callable[[], object], repeats: int, warm: int = 3) -> float:
     """The median of `repeats` runs, after some that are not counted."""
-    taken = []
+    return in_turn({run: run}, repeats, warm)[run]
+
+
+def in_turn(runs: Mapping[Any, Callable[[], object]], repeats: int, warm: int) -> dict[Any, float]:
+    """The same of several, each run once in each round: what slows the machine for a while slows them all."""
+    taken: dict[Any, list[float]] = {who: [] for who in runs}
     for _ in range(warm + repeats):
-        begun = time.perf_counter()
-        run()
-        taken.append(1e3 * (time.perf_counter() - begun))
-    return statistics.median(taken[warm:])
+        for who, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            taken[who].append(1e3 * (time.perf_counter() - begun))
+    return {who: statistics.median(ms[warm:]) for who, ms in taken.items()}
 
 
 # ---- neurons -----------------------------------------------------------------------------------------------------------
@@ -96,10 +103,9 @@ def one_neuron(who: str, shape: Sequence[int], repeats: int) -> dict[str, float]
 # ---- kernels alone -----------------------------------------------------------------------------------------------------
 
 
-def _kernels(rule: LearningRule, T: int, M: int) -> list[tuple[str, Callable[[], object], int]]:
-    """(name, call, values moved) of each kernel, over `T` steps of `M` neurons."""
-    run = compiled.kernels(rule, T, torch.float32)
-    x, g, out = torch.randn(T, M), torch.randn(T, M), torch.empty(T, M)
+def _kernels(rule: LearningRule, x: Tensor, g: Tensor, out: Tensor) -> list[tuple[str, Callable[[], object], int]]:
+    """(name, call, values moved) of each kernel; `x`, `g` and room for what comes out are `[T, M]`."""
+    (T, M), run = x.shape, compiled.kernels(rule, len(x), torch.float32)
     whole = {"x": x, "g": g, "s": out, "dx": out, "out_late": torch.empty(rule.delay, M), "marks": run.marks(x[0], T)}
     made: list[tuple[str, Callable[[], object], int]] = []
     for k, names in enumerate(run.program.pointers):
@@ -114,12 +120,12 @@ def _kernels(rule: LearningRule, T: int, M: int) -> list[tuple[str, Callable[[],
 def stream(rules: Sequence[str], repeats: int = 15) -> list[dict[str, Any]]:
     """Memory moved by each kernel over arrays of 67 MB, beside a triad (a = b + 3 c) with ordinary stores. Bytes count as moved once."""
     T, M = STREAM
-    arrays = [torch.randn(T * M) for _ in range(3)]
+    arrays = [torch.randn(T, M) for _ in range(3)]
     call, pointers = build.build(TRIAD).triad, (ctypes.c_void_p * 3)(*(a.data_ptr() for a in arrays))
     triad = 12 * T * M / milliseconds(lambda: call(pointers, ctypes.c_int64(T * M), torch.get_num_threads()), repeats) / 1e6
     rows = [{"rule": "", "kernel": "triad", "GB/s": triad, "of_triad": 1.0}]
     for name in rules:
-        for kernel, run, values in _kernels(rule_of(name), T, M):
+        for kernel, run, values in _kernels(rule_of(name), *arrays):
             speed = 4 * values / milliseconds(run, repeats) / 1e6
             rows.append({"rule": name, "kernel": kernel, "GB/s": speed, "of_triad": speed / triad})
     return rows
@@ -128,8 +134,11 @@ def stream(rules: Sequence[str], repeats: int = 15) -> list[dict[str, Any]]:
 def lengths(rules: Sequence[str], repeats: int = 5) -> Iterator[dict[str, Any]]:
     """Time of all kernels of a rule over the length of the train; linear would be a ratio of 32."""
     for M in NEURONS:
+        arrays = [torch.randn(LENGTHS[-1], M) for _ in range(3)]
         for name in rules:
-            ms = {T: sum(milliseconds(run, repeats, 1) for _, run, _ in _kernels(rule_of(name), T, M)) for T in LENGTHS}
+            runs = {(T, k): run for T in LENGTHS for k, run, _ in _kernels(rule_of(name), *(array[:T] for array in arrays))}
+            taken = in_turn(runs, repeats, 1)
+            ms = {T: sum(value for (t, _), value in taken.items() if t == T) for T in LENGTHS}
             yield {"rule": name, "neurons": M, "ms": {str(T): value for T, value in ms.items()}, "ratio": ms[LENGTHS[-1]] / ms[LENGTHS[0]]}
 
 
@@ -157,7 +166,8 @@ def starts(rules: Sequence[str], T: int = 100) -> Iterator[dict[str, Any]]:
 def steps(rules: Sequence[str], lengths: Sequence[int] = (5, 100), repeats: int = 11) -> Iterator[dict[str, Any]]:
     """A training step of 784-400-400-10, batch 100: each rule, `LIFNode`, and the matrix products alone."""
     for T in lengths:
-        ms = {who: milliseconds(_step(who, T), repeats, 2) for who in ("products", "LIFNode", *rules)}
+        with warnings.catch_warnings(action="ignore"):  # five steps are too few for a rule or another to learn from
+            ms = in_turn({who: _step(who, T) for who in ("products", "LIFNode", *rules)}, repeats, 2)
         yield {"T": T, **{who: {"ms": value, "of_products": value / ms["products"], "ratio": ms["LIFNode"] / value} for who, value in ms.items()}}
 
 

@@ -18,7 +18,15 @@ def small(monkeypatch):
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bench, "_apart", bench.one_neuron)  # in this process
     times = itertools.count(1)  # each measurement has its own, in milliseconds
-    monkeypatch.setattr(bench, "milliseconds", lambda run, repeats, warm=3: (run(), float(next(times)))[1])
+    monkeypatch.setattr(bench, "in_turn", lambda runs, repeats, warm: {who: (run(), float(next(times)))[1] for who, run in runs.items()})
+
+
+def test_peers_run_in_turn(monkeypatch):
+    ran, clock = [], itertools.chain([0.0, 1.0, 0.0, 2.0], [0.0, 3.0, 0.0, 8.0], [0.0, 9.0, 0.0, 4.0], [0.0, 5.0, 0.0, 6.0])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    ms = bench.in_turn({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}, repeats=3, warm=1)
+    assert "".join(ran) == "abababab"
+    assert ms == {"a": 5000.0, "b": 6000.0}
 
 
 def test_every_table(small, monkeypatch, tmp_path):
