@@ -71,7 +71,7 @@ class Registry:
         for name, claims in sorted(_installed().items()):
             owner, version = self._seen[name] = claims[0][:2]
             error = self.errors.get(name)
-            reason = _clash(name, claims) or (f"{type(error).__name__}: {error}" if error else None)
+            reason = _clash(name, claims) or (_line(error) if error else None)
             found[name] = RuleInfo(name, owner, version, name in self.classes, reason)
         for name, cls in self.classes.items():
             if name not in found and name in self._seen:
@@ -133,9 +133,7 @@ class Registry:
             _forget(claims, set(sys.modules) - imported)
             owner = " ".join(claims[0][:2]) if claims else "snn-rules"
             self.errors[name] = cause
-            raise RuleError(
-                f"rule {name!r} of {owner} cannot be loaded: {type(cause).__name__}: {cause}; mend or uninstall that distribution"
-            ) from cause
+            raise RuleError(f"rule {name!r} of {owner} cannot be loaded: {_line(cause)}; mend or uninstall that distribution") from cause
         self.errors.pop(name, None)
 
     def _import(self, name: str) -> None:
@@ -219,6 +217,12 @@ def _owner(point: EntryPoint) -> tuple[str, str]:
     if "Name" not in about:  # half removed
         return "a distribution without a name", ""
     return re.sub(r"[-_.]+", "-", about["Name"]).lower(), about["Version"]
+
+
+def _line(cause: BaseException) -> str:
+    """A stranger's error, however long, on one line."""
+    said = " ".join(str(cause).split())
+    return f"{type(cause).__name__}: {said}" if said else type(cause).__name__
 
 
 def _clash(name: str, claims: list[Claim]) -> str | None:

@@ -27,7 +27,8 @@ HOOK = "@snn_rules.hookimpl\ndef learning_rule():\n    return "
 BROKEN = {
     "import": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
     "syntax": ("def learning_rule(", "SyntaxError: '(' was never closed"),
-    "silent": ("raise AssertionError", "AssertionError: "),
+    "silent": ("raise AssertionError", "AssertionError"),
+    "long": (r"raise ImportError('two\nlines,\n  indented')", "ImportError: two lines, indented"),
     "exit": ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
     "misspelt": (("def learning_rule", "def learning_rules"), "PluginValidationError: unknown hook 'learning_rules' in plugin"),
     "arguments": (("learning_rule()", "learning_rule(tau)"), "PluginValidationError: Plugin 'NAME' for hook 'learning_rule'"),
