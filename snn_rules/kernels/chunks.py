@@ -19,6 +19,7 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
     unpack = "\n".join(f"  {(kind := kind_of(n))}* const p_{n} = ({kind}*)p[{k}]; (void)p_{n};" for k, n in enumerate(pointers))
     written = " | ".join(f"(uintptr_t)p[{k}]" for k, n in enumerate(pointers) if n in ("s", "dx") or n.startswith(("out_", "c_")))
     stream = f"T * M * (int64_t)sizeof(H) >= {_LARGE} && M % L == 0 && (({written}) & 63) == 0" if {"s", "dx"} & {*pointers} else "false"
+    ahead, back = ("24 * L", "24 * L") if steps else ("TB * M", "-TB * M")  # what is fetched early: some lines on, or the next block of steps
     choose, allocate, count, held = "  int64_t width = WIDE;\n", "    V* sc = nullptr;\n", "const int NC", "V* sc"
     if scratch:  # of a part of the train, and a mark for each part, a neuron
         choose = f"""  const int64_t length = {length}, size = (length / TB + 1) * {scratch} + (T / PART + 1) * {states};
@@ -35,7 +36,7 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
 template <class A> static inline __attribute__((always_inline))
 void {name}_chunk(B& wrong, void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
 {unpack}
-{body.replace("REST", "8" if steps else "1").replace("A::fetch", "(void)" if steps else "A::fetch")}}}
+{body.replace("REST", "8" if steps else "1").replace("AHEAD", ahead).replace("BACK", back)}}}
 extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 {choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
   width = width < share ? width : share; width = width < 1 ? 1 : width;

@@ -60,8 +60,8 @@ def _step(program: Program, stage: Stage | None = None) -> str:
     spike = None if stage else lines(program.traced.spike)
     after = {n: lines(node) for n, node in program.traced.state.items()}
     text = [f"const V a = {_arrival(program)};", *lines.text]
-    text += [f"A::fetch(p_x + (t - {program.delay} + TB) * M + j);"] if stage else []  # the forward kernel is no faster for it
-    text += ["A::fetch(p_g + (t + TB) * M + j);"] if stage and "g" in stage.ahead_reads else []
+    text += [f"A::fetch(p_x + (t - {program.delay}) * M + j + AHEAD);"] if stage else []  # the forward kernel is no faster for it
+    text += ["A::fetch(p_g + t * M + j + AHEAD);"] if stage and "g" in stage.ahead_reads else []
     if stage and stage.ahead:
         sums = Lines(name, lines.known, prefix="f")
         totals = {f"c{n}": sums(node) for n, node in stage.ahead.carry.items()}
@@ -239,7 +239,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
 
     puts = [f"A::out(p_{n} + (t - {delay}) * M + j, {value}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);" for n, value in made.items()]
     step = [_unpacked(node, f"z{k}", at) for k, (node, at) in enumerate(_places(stage))]
-    step += ["A::fetch(p_g + (t - TB) * M + j);"] if "g" in stage.back_reads else []
+    step += ["A::fetch(p_g + t * M + j + BACK);"] if "g" in stage.back_reads else []
     step += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, *(f"if (t >= {delay}) {put}" if delay else put for put in puts)]
     step += _assign({f"k_{n}": value for n, value in after.items()}, prefix="")
     held = {once.known[id(n)]: "B" if n.op in BOOLEAN else "V" for n in order(roots, kept) if once.known.get(id(n), "K")[0] == "h"}
