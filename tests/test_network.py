@@ -135,7 +135,8 @@ def test_a_threshold_for_each_layer() -> None:
 def test_pooling_by_sums() -> None:
     net, x = network("2C3-P2-10", "tssl", (1, 6, 6), pool_gain=1.1), torch.rand(5, 3, 2, 4, 4)
     torch.testing.assert_close(net.pool2(x), 1.1 * x.unfold(3, 2, 2).unfold(4, 2, 2).sum((-2, -1)))
-    assert type(network("2C3-P2-10", "stdbp", (1, 6, 6), pool_gain=1.1).pool2).__name__ == "MaxPool2d"  # the rule pools by the maximum
+    with pytest.warns(UserWarning, match="pool_gain=1.1 has no meaning under 'stdbp', which pools by the maximum"):
+        assert type(network("2C3-P2-10", "stdbp", (1, 6, 6), pool_gain=1.1).pool2).__name__ == "MaxPool2d"
 
 
 @pytest.mark.parametrize("text", ["12-10", "3C3-P2-10", "R12-10"])

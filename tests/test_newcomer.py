@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 import snn_rules
 from snn_rules import RuleError, data
 from snn_rules.cli import app
-from snn_rules.network import network
 
 T = 6
 
@@ -114,11 +113,6 @@ def test_fewer_epochs_than_there_are_and_a_checkpoint_of_something_else(tmp_path
 def test_settings_that_do_nothing_alone_are_refused(tmp_path: Path, setting: str, says: str) -> None:
     done = trained(tmp_path, "--setting", setting)
     assert done.exit_code == 2 and says in " ".join(done.output.split())
-
-
-def test_pool_gain_under_a_rule_that_pools_by_the_maximum_is_said() -> None:
-    with pytest.warns(UserWarning, match="pool_gain=1.1 has no meaning under 'stdbp', which pools by the maximum"):
-        network("2C3-P2-10", "stdbp", (1, 8, 8), pool_gain=1.1)
 
 
 def test_a_place_for_a_new_rule_that_cannot_be_written(tmp_path: Path) -> None:
