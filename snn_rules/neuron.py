@@ -86,17 +86,16 @@ class RuleNode(neuron.BaseNode):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """The rule's parameters can be set as on a `LIFNode`: `node.tau = 5.0`."""
-        options = vars(self).get("_options")
-        if not options or name == "v_threshold":  # the neuron is being made; or it has a property
-            super().__setattr__(name, value)
-        elif name in options:
-            setattr(self, "v_threshold", value) if options[name] == "v_threshold" else self._change(options[name], value)
-        elif name == "v_reset" and value != self.v_reset:
+        options = vars(self).get("_options", {})  # empty while the neuron is being made
+        meant = options.get(name, name)
+        if meant in options and meant != "v_threshold":  # which is a property
+            self._change(meant, value)
+        elif options and name == "v_reset" and value != self.v_reset:
             raise RuleError(f"{self._where()}: v_reset={value!r} comes too late; the neuron was made with v_reset={self.v_reset!r}: make another")
-        elif name == "surrogate_function" and value is not None:
+        elif options and name == "surrogate_function" and value is not None:
             raise RuleError(f"{self._where()}: surrogate_function has no meaning here; the rule's options are {', '.join(options)}")
         else:
-            super().__setattr__(name, value)
+            super().__setattr__(meant, value)
 
     def _change(self, name: str, value: Any) -> None:
         rule = self.rule.replace(**{name: value})
