@@ -9,10 +9,11 @@ def each(body: str) -> str:
     return f"  for (int c = 0; c < NC; ++c) {{\n    const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;\n{body}  }}\n"
 
 
-def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, states: int = 0, steps: int | None = None) -> str:
-    """All chunks, in parallel; a chunk of whole vectors takes the quick way. `width` is in vectors, as `scratch` is, of TB steps.
+def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, states: int = 0, steps: int | None = None, few: int = 1) -> str:
+    """All chunks, in parallel; whole vectors take the quick way. `width` is in vectors, as `scratch` is, of TB steps.
 
-    With `steps`, T is a constant and a chunk is one vector: everything between its loads and stores stays in registers.
+    With `steps`, T is a constant, and a chunk is `few` vectors: of one, everything between its loads and stores stays in registers; of
+    several, one computes while another waits.
     """
     whole = _WHOLE * 8 // max(scratch, 1)
     length = f"!p[{pointers.index('marks')}] && T <= {whole} ? T : PART" if scratch and not steps else "T"
@@ -30,8 +31,9 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
     unpack += f"\n  const int64_t length = {length}; (void)length;"
     unpack += f"\n  V* const mark = sc + (length / TB + 1) * {scratch} * NC; (void)mark;"
     if steps:
-        choose, allocate, count, held = "  int64_t width = 1;\n", "    V* sc = nullptr;\n", "int", "V*"
-        unpack = f"  constexpr int64_t T = {steps}; constexpr int NC = 1; V sc[{max(scratch, 1) * 2}]; (void)sc;\n{unpack}"
+        choose, allocate, held = f"  int64_t width = {few};\n", "    V* sc = nullptr;\n", "V*"
+        count, one = ("int", " constexpr int NC = 1;") if few == 1 else ("const int NC", "")
+        unpack = f"  constexpr int64_t T = {steps};{one} V sc[{max(scratch, 1) * few}]; (void)sc;\n{unpack}"
     return f"""
 template <class A> static inline __attribute__((always_inline))
 void {name}_chunk(B& wrong, void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
@@ -47,9 +49,9 @@ extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
     B bad = {{}};
 {allocate}    for (int64_t i = first; i < last; ++i) {{
       const int64_t j0 = i * width * L, left = M - j0;
-      const int nc = left >= width * L ? width : (left + L - 1) / L;
-      left < nc * L ? {name}_chunk<Part>(bad, p, T, M, j0, nc, sc)
-      : stream ? {name}_chunk<Stream>(bad, p, T, M, j0, nc, sc) : {name}_chunk<Quick>(bad, p, T, M, j0, nc, sc);
+      const int whole = left >= width * L ? width : left / L;
+      if (whole) stream ? {name}_chunk<Stream>(bad, p, T, M, j0, whole, sc) : {name}_chunk<Quick>(bad, p, T, M, j0, whole, sc);
+      if (whole < width && left > whole * L) {name}_chunk<Part>(bad, p, T, M, j0 + whole * L, 1, sc);
     }}
     free(sc);
     return any_(bad);

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from .graph import BOOLEAN, Node, order
+from .prelude import NEAR
 
 FORMS = {
     "neg": "-{0}",
@@ -55,16 +56,16 @@ class Lines:
         if node.op == "leaf":
             return self._name(node)
         args = [self.known[id(a)] for a in node.args]
-        form = "exp_in_range({0})" if node.op == "exp" and _clipped(node.args[0]) else FORMS.get(node.op) or f"{{0}} {node.op} {{1}}"
+        form = "exp_near({0})" if node.op == "exp" and _near(node.args[0]) else FORMS.get(node.op) or f"{{0}} {node.op} {{1}}"
         name = f"{self._prefix}{len(self.text)}"
         self.text.append(f"const {'B' if node.op in BOOLEAN else 'V'} {name} = {form.format(*args)};")
         return name
 
 
-def _clipped(node: Node) -> bool:
-    """The node lies where exp neither overflows nor vanishes, in either precision."""
+def _near(node: Node) -> bool:
+    """The node is clipped within `NEAR`."""
     bounds = {n.op: n.args[1].value for n in (node, *node.args[:1]) if n.op in ("minimum", "maximum") and n.args[1].op == "const"}
-    return bool(bounds.get("minimum", 99.0) <= 80.0 and bounds.get("maximum", -99.0) >= -80.0)
+    return bool(bounds.get("minimum", 99.0) <= NEAR and bounds.get("maximum", -99.0) >= -NEAR)
 
 
 def condition(node: Node) -> Node | None:

@@ -37,7 +37,7 @@ def lowered(traced: Traced) -> Traced:
 
 
 def _exact(node: Node, args: tuple[Node, ...], of_step: bool) -> Node:
-    """The node, of these arguments in the place of its own: equal for every float."""
+    """The node, of these arguments in the place of its own: equal for every float, but perhaps for the sign of a zero."""
     graph, op = node.graph, node.op
     if op in ("leaf", "const"):
         return node
@@ -49,6 +49,11 @@ def _exact(node: Node, args: tuple[Node, ...], of_step: bool) -> Node:
         for x, other in (args, args[::-1]):
             if other.op == "where" and 1.0 in (numbers := [c.value for c in other.args[1:]]) and None not in numbers:
                 return graph.node("where", other.args[0], *(graph.node("*", x, number) for number in numbers))
+    if op == "+":  # where a condition holds, in one instruction; a spike, 1 or 0, is what the walk back keeps
+        for x, other in (args, args[::-1]):
+            numbers = [c.value for c in other.args[1:]] if other.op == "where" else []
+            if 0.0 in numbers and None not in numbers and numbers != [1.0, 0.0]:
+                return graph.node("where", other.args[0], *(graph.node("+", x, number) if number else x for number in numbers))
     if op == "neg" and args[0].op == "*" and args[0].args[0].op == "const":
         return graph.node("*", -args[0].args[0].value, args[0].args[1])
     if op in ("+", "-") and args[1].op == "neg":

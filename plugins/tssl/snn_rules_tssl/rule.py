@@ -83,9 +83,9 @@ class TSSL(LearningRule):
             e = (-keep / self.tau_s) * c.later
         if self.warmup == "off":
             cold, under = 0.0 * m.spike, m.du
-        else:  # h (1 - h) = decay / (1 + decay)^2 for h = sigmoid(5 (u - V_th)); a cold step has no spike: one division serves both
+        else:  # h = 1 / (1 + decay) = sigmoid(5 (u - V_th)); a cold step has no spike: one division serves both
             cold = m.cold if self.warmup == "layer" else 1.0 - heaviside(m.psc - 1 / (4 * self.tau_s))
-            decay = exp(clip(-5.0 * (m.u - self.v_threshold), -8.0, 8.0))
+            decay = exp(clip(5.0 * self.v_threshold - 5.0 * m.u, -8.0, 8.0))
             under = where(cold > 0.0, 1.0 + decay, m.du)
         over = 1.0 / under
         slope = clip(over, 0.0, self.bound)  # - dt_m/du[t_m], Eq. 12
@@ -94,7 +94,7 @@ class TSSL(LearningRule):
         d = where(m.spike > 0.0, slope * moved, (1 - lam) * c.th)  # dL/du[t]; th decays with the kernel
         error = d if self.leak else where(m.spike > 0.0, d, 0.0)  # Eq. 14
         if self.warmup != "off":
-            error = where(cold > 0.0, g * (5.0 * decay * over * over), error)
+            error = where(cold > 0.0, 5.0 * g * (over - over * over), error)  # 5 h (1 - h)
         b = error if self.psc == "output" else error + keep * c.b  # adjoint of the input filter
         dx = b if self.psc == "output" else (1 / self.tau_s) * b
         return {"dx": dx}, {"th": d, "later": g, "b": b, "out": out, "warm": c.warm + cold}
