@@ -24,6 +24,7 @@ def static(x: Tensor, T: int) -> Tensor:
 def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """A spike at each step with probability `rate * x`."""
     _check_steps(T)
+    _check_numbers(x)
     chance = torch.rand((T, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
     return chance.lt_(rate * x.detach())  # in place: a long train is large
 
@@ -31,6 +32,7 @@ def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | N
 def latency(x: Tensor, T: int, floor: float = 0.02) -> Tensor:
     """One spike, the earlier the larger `x`: at the step round((1 - x)(T - 1)); silent where `x <= floor`."""
     _check_steps(T)
+    _check_numbers(x)
     step = ((1 - x) * (T - 1)).round().long().clamp(0, T - 1)
     spikes = torch.zeros((T, *x.shape), dtype=x.dtype, device=x.device)
     return spikes.scatter_(0, step.unsqueeze(0), (x > floor).to(x.dtype).unsqueeze(0))
@@ -38,6 +40,7 @@ def latency(x: Tensor, T: int, floor: float = 0.02) -> Tensor:
 
 def latency_times(x: Tensor, silent: float, floor: float = 0.02) -> Tensor:
     """The exact time 1 - x of one spike, `[1, N, *]`; `silent` where `x <= floor`."""
+    _check_numbers(x)
     return torch.where(x > floor, 1 - x, torch.full_like(x, silent)).unsqueeze(0)
 
 
@@ -150,3 +153,12 @@ def _reduce(cost: Tensor, out: Tensor, reduction: str) -> Tensor:
 def _check_steps(T: int) -> None:
     if not isinstance(T, int) or T < 1:
         raise RuleError(f"encode: T={T!r} should be a whole number of time steps, at least 1")
+
+
+def _check_numbers(x: Tensor) -> None:
+    """In spikes, nan and inf could no longer be seen."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_meta or bool(x.sum().isfinite()):
+        return
+    bad = (~torch.isfinite(x)).nonzero()
+    if len(bad):
+        raise RuleError(f"encode: the samples hold {x[tuple(bad[0])].item()} at {bad[0].tolist()}; look at the data and its normalisation")

@@ -1,6 +1,7 @@
 """Encoders, readouts and losses, by hand; and what they refuse."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -32,6 +33,17 @@ def test_latency_on_the_grid_and_exact() -> None:
     train = coding.latency(x, 5)
     assert train.sum(0).tolist() == [[1, 1, 0]] and train.argmax(0).tolist() == [[0, 1, 0]]
     assert coding.latency_times(x, silent=4.0).tolist() == [[[0.0, 0.25, 4.0]]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("code", [lambda x: coding.poisson(x, 3), lambda x: coding.latency(x, 3), lambda x: coding.latency_times(x, 4.0)])
+def test_what_is_no_number_is_not_hidden_in_spikes(code, bad) -> None:
+    x = torch.rand(2, 1, 3, 3)
+    code(x)
+    code(torch.full_like(x, 3e38))  # numbers whose sum is none
+    x[1, 0, 2, 0] = bad
+    with pytest.raises(RuleError, match=re.escape(f"encode: the samples hold {bad} at [1, 0, 2, 0]; look at the data")):
+        code(x)
 
 
 def test_losses_by_hand() -> None:
