@@ -32,7 +32,7 @@ from .train import configured
 SHAPES = ((5, 50, 800), (100, 50, 400), (400, 16, 400), (8, 32, 65536))
 OPTIONS: dict[str, dict[str, Any]] = {"strsbp": {"v_threshold": 2.0}}  # its own threshold is for weaker leaks than these inputs have time for
 LENGTHS = (50, 100, 200, 400, 800, 1600)
-NEURONS = (6400, 131072)  # of the table over lengths: caches hold the first's longest train, and of the second hardly the shortest
+NEURONS = (6400, 25600, 131072)  # of the table over lengths: caches hold the first's longest train, and of the last hardly the shortest
 STREAM = (8, 2097152)  # 67 MB
 TRIAD = """
 #include <cstdint>
