@@ -89,7 +89,8 @@ def test_many_neurons_in_parallel(name, options):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are of x86")
 @pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -mno-avx2"], ids=["32 bytes", "16 bytes"])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("surrogate", torch.float16), ("tssl", torch.float32), ("strsbp", torch.float64), ("stdbp", torch.bfloat16)]
+    ("name", "dtype"),
+    [("surrogate", torch.float16), ("tssl", torch.float32), ("strsbp", torch.float32), ("strsbp", torch.float64), ("stdbp", torch.bfloat16)],
 )
 def test_narrower_vectors_give_the_same_bits(name, dtype, flags, monkeypatch):
     rule = snn_rules.get_rule(name, **({"v_threshold": 1.0} if name == "strsbp" else {}))

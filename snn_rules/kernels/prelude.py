@@ -80,7 +80,16 @@ static inline B unpack(F f) {{ return __builtin_convertvector(f, B); }}
 static inline V min_(V a, V b) {{ return a > b ? b : a; }}
 static inline V max_(V a, V b) {{ return a < b ? b : a; }}
 #endif
+#if defined(__AVX2__) && !defined(__AVX512F__)  // of lanes that are 0 or -1, half the bits until a byte is left; compilers take them one by one
+static inline F pack(B b) {{
+  int8_t x __attribute__((vector_size(16))); F f;
+  asm("vextracti128 $1, %1, %0; vpackssdw %0, %x1, %0; vpacksswb %0, %0, %0{pack_double}" : "=&x"(x) : "x"(b));
+  memcpy(&f, &x, sizeof f);
+  return f;
+}}
+#else
 static inline F pack(B b) {{ return __builtin_convertvector(b, F); }}
+#endif
 static inline V scale_(V k) {{ B bits; memcpy(&bits, &k, sizeof bits); bits = bits << {mantissa}; memcpy(&k, &bits, sizeof k); return k; }}
 {exp}
 struct Flush {{  // denormals of silent neurons halve the speed
@@ -107,12 +116,12 @@ PLAIN = "static inline V fma_(V a, V b, V c) { return a * b + c; }\nstatic inlin
 FLOAT = {
     "real": "float", "integer": "int32_t", "letter": "s", "lane": "d", "fused": FUSED, "mantissa": 23, "low": "-87.0", "high": "88.0",
     "magic": "12583039.0", "ln2_high": "0.693359375", "ln2_low": "-2.12194440e-4",
-    "powers": (0.49999232, 0.16667115, 0.04189015, 0.00831252),
+    "powers": (0.49999232, 0.16667115, 0.04189015, 0.00831252), "pack_double": "",
 }  # fmt: skip
 DOUBLE = {
     "real": "double", "integer": "int64_t", "letter": "d", "lane": "q", "fused": PLAIN, "mantissa": 52, "low": "-708.0", "high": "709.0",
     "magic": "6755399441056767.0", "ln2_high": "6.93145751953125e-1", "ln2_low": "1.42860682030941723212e-6",
-    "powers": tuple(1 / factorial(k) for k in range(2, 14)),
+    "powers": tuple(1 / factorial(k) for k in range(2, 14)), "pack_double": "; vpacksswb %0, %0, %0",
 }  # fmt: skip
 
 EXP = """\
