@@ -46,7 +46,7 @@ def compiler(request: pytest.FixtureRequest):
 
 
 def _forget() -> None:
-    compiled._found.clear()
+    compiled.executor.forget()
     compiled._made.cache_clear()
 
 

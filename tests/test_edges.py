@@ -222,7 +222,7 @@ def test_a_failed_compilation_is_tried_once(tmp_path: Path, monkeypatch: pytest.
     command.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec echo broken 1\necho >> {calls}\necho "error: no" >&2\nexit 1\n')
     command.chmod(0o755)
     monkeypatch.setattr(build, "compiler", lambda: (str(command), "broken 1"))
-    monkeypatch.setattr(compiled, "_found", {})
+    monkeypatch.setattr(compiled.executor, "_found", {})
     monkeypatch.setenv("SNN_RULES_CACHE_DIR", str(tmp_path))
     node = RuleNode(snn_rules.get_rule("tssl", tau_m=17.25), step_mode="m")
     with pytest.warns(UserWarning, match="'tssl' runs on torch tensors"):

@@ -71,7 +71,7 @@ def gradients(g, x):
 def test_every_number_there_and_back(dtype, flags, monkeypatch):
     monkeypatch.setenv("SNN_RULES_CXXFLAGS", flags)  # of other machines: there the conversion is written out
     monkeypatch.setattr(compiled, "_made", compiled.Kernels)
-    monkeypatch.setattr(compiled, "_found", {})
+    monkeypatch.setattr(compiled.executor, "_found", {})
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     got, want = gradients(every, torch.ones((), dtype=dtype)), every.clone()
     if dtype == torch.bfloat16:

@@ -32,7 +32,7 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
         if x.numel() and not x.data_ptr():
             raise RuleError(f"a {type(x).__name__} has no memory of its own")
         if x.is_cpu:
-            return compiled.executor(rule, x, recurrent)
+            return compiled.executor(rule, x.shape[0], x.dtype, recurrent)
         if not x.is_cuda:
             raise RuleError(f"there are no kernels for {x.device.type}")
         launch.kernels(rule, x.shape[0], x.dtype, x.device, recurrent)

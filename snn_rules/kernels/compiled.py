@@ -13,6 +13,7 @@ from torch import Tensor
 from ..rule import LearningRule, RuleError
 from .buffers import memory
 from .build import NoCompiler, build
+from .once import Once
 from .prelude import PART, prelude
 from .program import Program, program
 from .steps import for_cpu
@@ -83,24 +84,8 @@ class Compiled(ByKernels):
         return kernels(rule, x.shape[0], x.dtype, recurrent)
 
 
-# by identity: comparing rules takes longer than small kernels
-_found: dict[tuple[int, int, torch.dtype, bool], tuple[LearningRule, Compiled | Exception]] = {}
+def _executor(rule: LearningRule, T: int, dtype: torch.dtype, recurrent: bool) -> Compiled:
+    return Compiled(kernels(rule, T, dtype, recurrent))
 
 
-def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Compiled:
-    """With the kernels of a rule for trains like `x`."""
-    found = _found.get(key := (id(rule), x.shape[0], x.dtype, recurrent))
-    if found is None:
-        if len(_found) >= 4096:
-            _found.clear()
-        found = _found[key] = rule, _try(rule, x, recurrent)
-    if isinstance(found[1], Exception):
-        raise type(found[1])(str(found[1])) from found[1]
-    return found[1]
-
-
-def _try(rule: LearningRule, x: Tensor, recurrent: bool) -> Compiled | Exception:
-    try:
-        return Compiled(kernels(rule, x.shape[0], x.dtype, recurrent))
-    except (NoCompiler, RuleError) as cause:  # tried once
-        return cause
+executor = Once(_executor, NoCompiler, RuleError)  # for trains of T steps

@@ -11,7 +11,6 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..rule import LearningRule, RuleError
 from . import cuda
 from .eager import state_dtype
+from .once import Once
 from .program import Program, program
 from .steps import for_gpu
 from .trains import ByKernels
@@ -128,33 +128,20 @@ class Kernels(Module):
 
 
 _loaded = lru_cache(maxsize=512)(Kernels)
-_found: dict[tuple[Any, ...], tuple[LearningRule, Kernels | Exception]] = {}  # by identity: comparing rules takes longer than a launch
 
 
-def kernels(rule: LearningRule, T: int, dtype: torch.dtype, device: torch.device, recurrent: bool = False) -> Kernels:
-    """The kernels of a rule for trains of `T` steps (which matter only to a rule that has a `between`)."""
-    key = id(rule), T, dtype, device.type, device.index, recurrent
-    if key not in _found:
-        if len(_found) >= 4096:
-            _found.clear()
-        _found[key] = rule, _try(rule, T, dtype, device, recurrent)
-    found = _found[key][1]
-    if isinstance(found, Exception):
-        raise type(found)(str(found)) from found
-    return found
+def _kernels(rule: LearningRule, T: int, dtype: torch.dtype, device: torch.device, recurrent: bool = False) -> Kernels:
+    """For trains of `T` steps, which matter only to a rule that has a `between`."""
+    return _loaded(program(rule, T, recurrent), dtype, device)
 
 
-def _try(rule: LearningRule, T: int, dtype: torch.dtype, device: torch.device, recurrent: bool) -> Kernels | Exception:
-    try:
-        return _loaded(program(rule, T, recurrent), dtype, device)
-    except (NoCupy, RuleError) as cause:  # tried once
-        return cause
+kernels = Once(_kernels, NoCupy, RuleError)
 
 
 def forget() -> None:
     """Unload all kernels."""
     _loaded.cache_clear()
-    _found.clear()
+    kernels.forget()
 
 
 class Launched(ByKernels):
