@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from .graph import BOOLEAN, Node, order
-from .prelude import NEAR
 
 FORMS = {
     "neg": "-{0}",
     "not": "!{0}",
     "where": "{0} ? {1} : {2}",
     "exp": "exp_({0})",
+    "exp_near": "exp_near({0})",
+    "exp_scale": "exp_scale({0})",
     "fma": "fma_({0}, {1}, {2})",
     "fnma": "fnma_({0}, {1}, {2})",
     "minimum": "min_({0}, {1})",  # NaN stays
@@ -56,16 +57,10 @@ class Lines:
         if node.op == "leaf":
             return self._name(node)
         args = [self.known[id(a)] for a in node.args]
-        form = "exp_near({0})" if node.op == "exp" and _near(node.args[0]) else FORMS.get(node.op) or f"{{0}} {node.op} {{1}}"
+        form = FORMS.get(node.op) or f"{{0}} {node.op} {{1}}"
         name = f"{self._prefix}{len(self.text)}"
         self.text.append(f"const {'B' if node.op in BOOLEAN else 'V'} {name} = {form.format(*args)};")
         return name
-
-
-def _near(node: Node) -> bool:
-    """The node is clipped within `NEAR`."""
-    bounds = {n.op: n.args[1].value for n in (node, *node.args[:1]) if n.op in ("minimum", "maximum") and n.args[1].op == "const"}
-    return bool(bounds.get("minimum", 99.0) <= NEAR and bounds.get("maximum", -99.0) >= -NEAR)
 
 
 def condition(node: Node) -> Node | None:

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from .graph import Node, Traced, Walk, order
+from .prelude import NEAR
 
 TURNED = {">=": "<=", ">": "<", "<=": ">=", "<": ">"}  # comparisons, with the sides changed
 SMALL = 1e-30  # a difference from a number beyond it is never denormal, and so never taken for zero
@@ -54,11 +55,19 @@ def _exact(node: Node, args: tuple[Node, ...], of_step: bool) -> Node:
             numbers = [c.value for c in other.args[1:]] if other.op == "where" else []
             if 0.0 in numbers and None not in numbers and numbers != [1.0, 0.0]:
                 return graph.node("where", other.args[0], *(graph.node("+", x, number) if number else x for number in numbers))
+    if op == "exp" and _near(args[0]):
+        return graph.node("*", graph.node("exp_near", args[0]), graph.node("exp_scale", args[0]))
     if op == "neg" and args[0].op == "*" and args[0].args[0].op == "const":
         return graph.node("*", -args[0].args[0].value, args[0].args[1])
     if op in ("+", "-") and args[1].op == "neg":
         return graph.node("-" if op == "+" else "+", args[0], args[1].args[0])
     return graph.node(op, *args)
+
+
+def _near(node: Node) -> bool:
+    """The node is clipped within `NEAR`."""
+    bounds = {n.op: n.args[1].value for n in (node, *node.args[:1]) if n.op in ("minimum", "maximum") and n.args[1].op == "const"}
+    return bool(bounds.get("minimum", 99.0) <= NEAR and bounds.get("maximum", -99.0) >= -NEAR)
 
 
 def _compared(op: str, a: Node) -> Node:

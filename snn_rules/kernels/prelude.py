@@ -125,27 +125,29 @@ DOUBLE = {
 }  # fmt: skip
 
 EXP = """\
-{qualifiers} V exp_{near}(V x) {{
-{bounds}  V k = fma_(x, K(1.44269504088896340736), K({magic}));
-  const V scale = scale_(k);
-  k = k - K({magic});
-  const V r = {rest};
+{qualifiers} V exp_scale(V x) {{ return scale_(fma_(x, K(1.44269504088896340736), K({magic}))); }}
+{qualifiers} V exp_rest(V x, const bool near) {{
+  const V k = fma_(x, K(1.44269504088896340736), K({magic})) - K({magic});
+  const V r = near ? {near} : {far};
 {polynomial}
-  return y * scale;
+  return y;
+}}
+{qualifiers} V exp_near(V x) {{ return exp_rest(x, true); }}
+{qualifiers} V exp_(V x) {{
+  x = min_(max_(x, K({low})), K({high}));
+  return exp_rest(x, false) * exp_scale(x);
 }}
 """
 
 
 def exponential(values: dict[str, Any], qualifiers: str = "static inline") -> str:
-    """The lines of `exp_`, and of `exp_near` for numbers within `NEAR`, which takes off the powers of two in float32 by one constant."""
+    """The lines of `exp_`; and of `exp_near`, which is exp of a number within `NEAR` but for the factor `exp_scale`, so that a sum can
+    be fused with their product: there, one constant takes off the powers of two in float32."""
     first, *rest = reversed([1.0, 1.0, *values["powers"]])
     polynomial = "\n".join([f"  V y = K({first!r});", *(f"  y = fma_(y, r, K({power!r}));" for power in rest)])
-    bounds = "  x = min_(max_(x, K({low})), K({high}));\n".format(**values)
-    exact = "fma_(k, K(-({ln2_low})), fma_(k, K(-({ln2_high})), x))".format(**values)
-    short = exact if values["real"] == "double" else "fma_(k, K(-0.69314718055994530942), x)"
-    kinds = {"near": ("", short), "": (bounds, exact)}
-    given = {**values, "qualifiers": qualifiers, "polynomial": polynomial}
-    return "".join(EXP.format(near=near, bounds=bounds, rest=rest, **given) for near, (bounds, rest) in kinds.items())
+    far = "fma_(k, K(-({ln2_low})), fma_(k, K(-({ln2_high})), x))".format(**values)
+    near = far if values["real"] == "double" else "fma_(k, K(-0.69314718055994530942), x)"
+    return EXP.format(**values, qualifiers=qualifiers, polynomial=polynomial, near=near, far=far)
 
 
 # Numbers of 16 bits, at the right of unsigned ones of 32: written out in integers, so that every machine has the same bits.
