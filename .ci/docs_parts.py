@@ -71,30 +71,31 @@ def lens():
 
 def bench():
     """The tables of `snn-rules bench`, from their results."""
-    made = _results("bench")
+    made, kernels = _results("bench"), _results("bench-kernels")
     say("One layer, forward and backward, autograd included (median ms, and times faster than `LIFNode`):", "")
     who = _layers(made)
     last = made["neurons"][-1]
     line(f"peak MB of the process at {' x '.join(map(str, last['shape']))}", *(f"{last[name]['peak_mb']:.0f}" for name in who))
+    say("", f"    OMP_NUM_THREADS={made['threads']} {made['command']}")
     say("", "Kernels alone over arrays of 67 MB (GB/s moved, and the part of a triad with ordinary stores):", "")
     head("rule", "kernel", "GB/s", "of the triad")
-    for row in made["stream"]:
+    for row in kernels["stream"]:
         line(row["rule"], row["kernel"], f"{row['GB/s']:.1f}", f"{row['of_triad']:.0%}")
     say("", "Kernels alone over the length of the train (ms; linear is a ratio of 32):", "")
-    lengths = list(made["lengths"][0]["ms"])
+    lengths = list(kernels["lengths"][0]["ms"])
     head("neurons", "rule", *(f"T = {T}" for T in lengths), "last / first")
-    for row in made["lengths"]:
+    for row in kernels["lengths"]:
         line(f"{row['neurons']:,}", row["rule"], *(f"{row['ms'][T]:.2f}" for T in lengths), f"{row['ratio']:.1f}")
     say("", "A training step of 784-400-400-10, batch 100 (ms, in products alone, times faster than `LIFNode`'s):", "")
-    head("T", *(name for name in made["steps"][0] if name != "T"))
-    for row in made["steps"]:
+    head("T", *(name for name in kernels["steps"][0] if name != "T"))
+    for row in kernels["steps"]:
         cells = [f"{cell['ms']:.1f} ({cell['of_products']:.2f}, {cell['ratio']:.1f}x)" for name, cell in row.items() if name != "T"]
         line(str(row["T"]), *cells)
     say("", "Until the kernels of a rule can run (ms): traced, emitted and compiled, or from the cache:", "")
     head("rule", "kernels", "cold", "warm")
-    for row in made["starts"]:
+    for row in kernels["starts"]:
         line(row["rule"], str(row["kernels"]), f"{row['cold']:.0f}", f"{row['warm']:.1f}")
-    say("", f"    OMP_NUM_THREADS={made['threads']} {made['command']}")
+    say("", f"    OMP_NUM_THREADS={kernels['threads']} {kernels['command']}")
 
 
 def narrow():
