@@ -38,7 +38,7 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
         text += _there_and_back(program, stage)
     else:
         text += "  ahead(0, T, NO{}, YES{});\n" + each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in stage.writes))
-    few = 1 if stage.ahead else 4  # vectors: those of two sweeps wait for each other as it is
+    few = 1 if stage.ahead else 4  # vectors: with two sweeps, one has enough to compute
     return Source(name, kernel(name, pointers, text, _size(stage), len(states), steps, few), pointers)
 
 
