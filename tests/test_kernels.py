@@ -1,5 +1,6 @@
 """Kernels compiled for the CPU against eager torch, from one text: spikes and states bit for bit, gradients to round-off."""
 
+import ctypes
 import platform
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,8 +10,10 @@ import torch
 
 import snn_rules
 from snn_rules.kernels import Compiled, Eager, chunks, compiled, executor
+from snn_rules.kernels.build import build
 from snn_rules.kernels.compiled import Kernels
 from snn_rules.kernels.graph import trace
+from snn_rules.kernels.prelude import NEAR, prelude
 from snn_rules.kernels.program import program
 from snn_rules.ops import exp, heaviside, maximum, minimum, spike, where
 from snn_rules.rule import LearningRule, RuleError, Values, sweep
@@ -128,6 +131,27 @@ def test_thousand_steps_and_denormals():
     got, after, tape, _ = COMPILED.forward(rule, x, {})
     assert torch.equal(got, spikes) and after["v"].abs().max() < 1e-30
     assert torch.isfinite(COMPILED.backward(rule, tape, g)[0]).all()
+
+
+EXP = """
+extern "C" void run(const R* x, R* all, R* near) {
+  for (int k = 0; k < 8192; k += L) {
+    const V v = Quick::get(x + k, 0);
+    Quick::put(all + k, exp_(v), 0);
+    Quick::put(near + k, exp_part(v, true) * exp_power(v), 0);
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(("dtype", "least", "error"), [(torch.float32, -87.0, 2.2e-7), (torch.float64, -708.0, 1e-15)])
+def test_exp_is_exact_to_the_last_bits(dtype, least, error):
+    x = torch.cat([torch.linspace(least, -least, 4096), torch.linspace(-NEAR, NEAR, 4096)]).to(dtype)
+    every, near = torch.empty_like(x), torch.empty_like(x)
+    build(prelude(dtype) + EXP).run(*(ctypes.c_void_p(t.data_ptr()) for t in (x, every, near)))
+    want = x.double().exp()
+    assert (every / want - 1).abs().max() < error
+    assert (near / want - 1)[4096:].abs().max() < error
 
 
 @every_rule

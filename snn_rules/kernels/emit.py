@@ -14,8 +14,8 @@ FORMS = {
     "not": "!{0}",
     "where": "{0} ? {1} : {2}",
     "exp": "exp_({0})",
-    "exp_near": "exp_near({0})",
-    "exp_scale": "exp_scale({0})",
+    "exp_part": "exp_part({0}, true)",
+    "exp_power": "exp_power({0})",
     "fma": "fma_({0}, {1}, {2})",
     "fnma": "fnma_({0}, {1}, {2})",
     "minimum": "min_({0}, {1})",  # NaN stays

@@ -46,17 +46,15 @@ def _exact(node: Node, args: tuple[Node, ...], of_step: bool) -> Node:
         return graph.node("where", _compared(">=", args[0]), 1.0, 0.0)
     if op in TURNED and args[1].value == 0.0:
         return _compared(op, args[0])
-    if op == "*" and of_step:  # the product does not wait for the condition
-        for x, other in (args, args[::-1]):
-            if other.op == "where" and 1.0 in (numbers := [c.value for c in other.args[1:]]) and None not in numbers:
-                return graph.node("where", other.args[0], *(graph.node("*", x, number) for number in numbers))
-    if op == "+":  # where a condition holds, in one instruction; a spike, 1 or 0, is what the walk back keeps
+    if op == "+" or (op == "*" and of_step):  # it does not wait for the condition; or is one instruction, under a mask
+        neutral = 0.0 if op == "+" else 1.0
         for x, other in (args, args[::-1]):
             numbers = [c.value for c in other.args[1:]] if other.op == "where" else []
-            if 0.0 in numbers and None not in numbers and numbers != [1.0, 0.0]:
-                return graph.node("where", other.args[0], *(graph.node("+", x, number) if number else x for number in numbers))
-    if op == "exp" and _near(args[0]):
-        return graph.node("*", graph.node("exp_near", args[0]), graph.node("exp_scale", args[0]))
+            kept = op == "+" and numbers == [1.0, 0.0]  # a spike, which the walk back finds as it is
+            if neutral in numbers and None not in numbers and not kept:
+                return graph.node("where", other.args[0], *(x if number == neutral else graph.node(op, x, number) for number in numbers))
+    if op == "exp" and _near(args[0]):  # a product, with which a sum can be fused
+        return graph.node("*", graph.node("exp_part", args[0]), graph.node("exp_power", args[0]))
     if op == "neg" and args[0].op == "*" and args[0].args[0].op == "const":
         return graph.node("*", -args[0].args[0].value, args[0].args[1])
     if op in ("+", "-") and args[1].op == "neg":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 PART = 64  # steps of a part of a long train
-NEAR = 16.0  # numbers whose exp is cheaper
+NEAR = 16.0  # exp of a number within it is cheaper
 
 PRELUDE = """\
 #include <cstdint>
@@ -125,24 +125,22 @@ DOUBLE = {
 }  # fmt: skip
 
 EXP = """\
-{qualifiers} V exp_scale(V x) {{ return scale_(fma_(x, K(1.44269504088896340736), K({magic}))); }}
-{qualifiers} V exp_rest(V x, const bool near) {{
+{qualifiers} V exp_power(V x) {{ return scale_(fma_(x, K(1.44269504088896340736), K({magic}))); }}
+{qualifiers} V exp_part(V x, const bool near) {{
   const V k = fma_(x, K(1.44269504088896340736), K({magic})) - K({magic});
   const V r = near ? {near} : {far};
 {polynomial}
   return y;
 }}
-{qualifiers} V exp_near(V x) {{ return exp_rest(x, true); }}
 {qualifiers} V exp_(V x) {{
   x = min_(max_(x, K({low})), K({high}));
-  return exp_rest(x, false) * exp_scale(x);
+  return exp_part(x, false) * exp_power(x);
 }}
 """
 
 
 def exponential(values: dict[str, Any], qualifiers: str = "static inline") -> str:
-    """The lines of `exp_`; and of `exp_near`, which is exp of a number within `NEAR` but for the factor `exp_scale`, so that a sum can
-    be fused with their product: there, one constant takes off the powers of two in float32."""
+    """The lines of `exp_`, and of its factors 2^k and exp(r). For a number `near` zero one constant takes off the powers of two in float32."""
     first, *rest = reversed([1.0, 1.0, *values["powers"]])
     polynomial = "\n".join([f"  V y = K({first!r});", *(f"  y = fma_(y, r, K({power!r}));" for power in rest)])
     far = "fma_(k, K(-({ln2_low})), fma_(k, K(-({ln2_high})), x))".format(**values)
