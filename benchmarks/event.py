@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=2 python benchmarks/event.py
 
 Half a minute on two cores. Prints a table and writes `benchmarks/results/event.json`. Time: forward and backward of one
-layer, autograd included, the median of its runs; memory: what the peak of a fresh process grows by over such a step.
+layer, autograd included, the median of its runs, and of the rounds in which it and its peer take turns; memory: what the peak of a fresh
+process grows by over such a step.
 """
 
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -23,6 +23,7 @@ from snn_rules_stdbp.event import FirstSpikeConv2d, FirstSpikeLinear
 from torch import Tensor, nn
 
 import snn_rules
+from snn_rules.bench import milliseconds
 from snn_rules.experiments import versions, write_json
 
 RESULTS = Path(__file__).parent / "results" / "event.json"
@@ -30,7 +31,7 @@ RULE = snn_rules.get_rule("stdbp", mode="event")
 ACTIVE = 0.2  # of the inputs
 LINEAR = [(128, 784, 400), (512, 784, 800)]  # batch, inputs, outputs
 CONV = (128, 1, 16, 28, 5)  # batch, channels in and out, width of the image, of the kernel
-RUNS, PEER_RUNS = 31, 5
+RUNS, ROUNDS = 31, 5  # of the layer, in each of the rounds with one run of its peer
 
 
 def peer(times: Tensor, weight: Tensor) -> Tensor:
@@ -66,16 +67,6 @@ def step(forward: Callable[[Tensor], Tensor], times: Tensor, weight: Tensor) -> 
     out.backward(torch.ones_like(out))
 
 
-def milliseconds(forward: Callable[[Tensor], Tensor], times: Tensor, weight: Tensor, runs: int) -> float:
-    """The median of a number of runs after a first."""
-    found = []
-    for _ in range(runs + 1):
-        begun = time.perf_counter()
-        step(forward, times, weight)
-        found.append(1e3 * (time.perf_counter() - begun))
-    return statistics.median(found[1:])
-
-
 def compare(batch: int, inputs: int, outputs: int) -> dict[str, Any]:
     """The layer and the peer on the same numbers; they agree, or there is no comparison."""
     entry, (layer, times) = ours_alone(batch, inputs, outputs), made(batch, inputs, outputs)
@@ -86,8 +77,13 @@ def compare(batch: int, inputs: int, outputs: int) -> dict[str, Any]:
     for mine, same in zip(*found, strict=True):
         alike = (mine - same).abs() <= 1e-3 * same.abs().max()
         assert float(alike.float().mean()) > 0.999  # in float32 the two may disagree on which of two inputs a crossing lies between
-    peer_ms = milliseconds(lambda t: peer(t, layer.weight), times, layer.weight, PEER_RUNS)
-    return {**entry, "peer_ms": peer_ms, "ratio": peer_ms / entry["ms"]}
+    rounds = [(timed(lambda t: peer(t, layer.weight), times, layer.weight, 1), timed(layer, times, layer.weight)) for _ in range(ROUNDS)]
+    peer_ms, ms = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return {**entry, "ms": ms, "peer_ms": peer_ms, "ratio": statistics.median(theirs / mine for theirs, mine in rounds)}
+
+
+def timed(forward: Callable[[Tensor], Tensor], times: Tensor, weight: Tensor, runs: int = RUNS) -> float:
+    return milliseconds(lambda: step(forward, times, weight), runs, warm=1)
 
 
 def made(batch: int, inputs: int, outputs: int) -> tuple[nn.Module, Tensor]:
@@ -111,7 +107,7 @@ def convolution() -> dict[str, Any]:
 def measured(layer: Any, times: Tensor) -> dict[str, float]:
     with torch.no_grad():
         fired = float((layer(times) < RULE.window).float().mean())
-    return {"ms": milliseconds(layer, times, layer.weight, RUNS), "fired": fired}
+    return {"ms": timed(layer, times, layer.weight), "fired": fired}
 
 
 def growth(batch: int, inputs: int, outputs: int) -> float:
@@ -138,11 +134,11 @@ def growth_in_a_process(batch: int, inputs: int, outputs: int) -> dict[str, Any]
 
 def main() -> None:
     load = os.getloadavg()[0]
-    timed, memory = [compare(*LINEAR[0]), ours_alone(*LINEAR[1]), convolution()], growth_in_a_process(*LINEAR[1])
+    rows, memory = [compare(*LINEAR[0]), ours_alone(*LINEAR[1]), convolution()], growth_in_a_process(*LINEAR[1])
     table = Table(
         "layer", "batch", "ms", "sort + cumsum, ms", "ratio", "neurons that fire", title=f"forward + backward, {torch.get_num_threads()} threads"
     )
-    for row in timed:
+    for row in rows:
         peers = [f"{row['peer_ms']:.0f}", f"{row['ratio']:.0f}"] if "ratio" in row else ["-", "-"]
         table.add_row(row["layer"], str(row["batch"]), f"{row['ms']:.2f}", *peers, f"{row['fired']:.0%}")
     Console(width=120).print(table)
@@ -155,10 +151,10 @@ def main() -> None:
         "load_before": load,
         "dtype": "float32",
         "active_inputs": ACTIVE,
-        "medians_of": {"layer": RUNS, "peer": PEER_RUNS},
+        "medians_of": {"rounds": ROUNDS, "layer": RUNS, "peer": 1},
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    write_json(RESULTS, {**about, "time": timed, "memory": memory})
+    write_json(RESULTS, {**about, "time": rows, "memory": memory})
 
 
 if __name__ == "__main__":

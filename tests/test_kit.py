@@ -24,7 +24,7 @@ from snn_rules.testing.kit import EXPECTED, FAILED, PASSED, SKIPPED, run_checks
 def lif_node(rule: Any, x: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """SpikingJelly's own neuron and its surrogate gradient."""
     leaf = torch.from_numpy(x).requires_grad_()
-    spikes = neuron.LIFNode(tau=rule.tau_m, step_mode="m")(leaf)
+    spikes = neuron.LIFNode(tau=rule.tau_m, decay_input=False, step_mode="m")(leaf)
     spikes.backward(torch.from_numpy(g))
     assert leaf.grad is not None
     return spikes.detach().numpy(), leaf.grad.numpy()

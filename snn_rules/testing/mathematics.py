@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from ..conversion import convert
 from ..data import Data
 from ..kernels import Compiled, Eager, build, ops
 from ..kernels.graph import trace
+from ..neuron import RuleNode
 from ..recurrent import check_recurrent
-from ..rule import RuleError
+from ..rule import LearningRule, RuleError
 from ..train import fit
 from . import nvrtc, proof
 from .behaviour import unregistered
@@ -54,22 +56,32 @@ def gradient_is_exact(case: Case) -> None:
 
 @check
 def equals_its_reference(case: Case) -> None:
-    """The fast rule is the paper's: spikes equal and gradients to round-off against slow float64 loops, over lengths and drives."""
+    """The fast rule is the paper's: spikes equal and gradients to round-off against slow float64 loops, over lengths, drives and settings."""
     reference = case.reference
     draws = {"": 1.0, " and weak input": 0.3, " and strong input": 8.0}
-    for name, T, factor, dtype in [
-        *((name, 12, factor, torch.float64) for name, factor in draws.items()),
-        *(("", T, 1.0, torch.float64) for T in (1, 5)),
-        ("", 12, 1.0, torch.float32),
+    for name, rule, T, factor, dtype in [
+        *((name, case.rule, 12, factor, torch.float64) for name, factor in draws.items()),
+        *(("", case.rule, T, 1.0, torch.float64) for T in (1, 5)),
+        ("", case.rule, 12, 1.0, torch.float32),
+        *((name, rule, 12, 1.0, torch.float64) for name, rule in _settings(case).items()),
     ]:
         x, g = case.inputs(T, 1, 12, seed=T)
-        x = factor * x
-        want_spikes, want = (torch.as_tensor(np.asarray(part, dtype=float)) for part in reference(case.rule, x[:, 0].numpy(), g[:, 0].numpy()))
-        spikes, dx = case.run(x.to(dtype), g.to(dtype))
+        x = factor * x / rule.gain
+        made = reference(rule, rule.gain * x[:, 0].numpy(), g[:, 0].numpy())
+        want_spikes, want = (torch.as_tensor(np.asarray(part, dtype=float)) for part in made)
+        spikes, dx = case.run(x.to(dtype), g.to(dtype), RuleNode(rule, step_mode="m"))
         where, tight = f"T={T}, {dtype}{name}", 1e-9 if dtype == torch.float64 else 2e-4
         demand(not (what := differ(spikes[:, 0], want_spikes)), f"spikes ({where}): {what}")
-        size = float(want.abs().max()) or 1e-300
-        demand(not (what := differ(dx[:, 0], want, rtol=tight, atol=tight * size)), f"dL/dx ({where}): {what}")
+        size = rule.gain * float(want.abs().max()) or 1e-300
+        demand(not (what := differ(dx[:, 0], rule.gain * want, rtol=tight, atol=tight * size)), f"dL/dx ({where}): {what}")
+
+
+def _settings(case: Case) -> dict[str, LearningRule]:
+    """The rule as it trains out of the box, and with its input divided by tau_m."""
+    found = {", as it trains": case.trained}
+    with suppress(RuleError):  # it has no tau_m, or an infinite one
+        found[", decay_input=True"] = case.rule.replace(decay_input=True)
+    return found
 
 
 # ---- executors -------------------------------------------------------------------------------------------------------

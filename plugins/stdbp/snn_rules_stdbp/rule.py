@@ -89,13 +89,13 @@ class STDBP(LearningRule):
 
     @sweep(reverse=True, later=0.0, pull=0.0, ago=0.0, last=1.0)
     def backward(self, c: Any, m: Any) -> tuple[Values, Values]:
-        dx = c.pull * (c.ago - 1.0)  # dL/dt_j (t' - t_j) / S_j for t' < t_j, Eq. 14; W makes Eq. 15 of it
-        moved = c.later - m.g  # dL/dt_j: the spike one step later
-        pull = where(m.s > 0.0, moved / m.s_slope, c.pull)  # dL/dt_j / S_j, Eq. 10
-        ago = where(m.s > 0.0, m.s_over / m.s_slope, c.ago - 1.0)  # t' - t_j
+        moved, pull = c.later - m.g, c.pull  # dL/dt_j: the spike one step later
         if self.revive:  # a silent neuron counts as firing one step after the last
             silent = c.last * (1.0 - m.fired)
             pull = where(silent > 0.0, (self.revive * self.unit / self.v_threshold) * maximum(moved, 0.0), pull)
+        dx = pull * (c.ago - 1.0)  # dL/dt_j (t' - t_j) / S_j for t' < t_j, Eq. 14; W makes Eq. 15 of it
+        pull = where(m.s > 0.0, moved / m.s_slope, pull)  # dL/dt_j / S_j, Eq. 10
+        ago = where(m.s > 0.0, m.s_over / m.s_slope, c.ago - 1.0)  # t' - t_j
         return {"dx": dx}, {"later": m.g, "pull": pull, "ago": ago, "last": 0.0}
 
     # ---- mode="event" ------------------------------------------------------------------------------------------

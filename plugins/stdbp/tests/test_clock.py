@@ -91,7 +91,7 @@ def test_revive_pulls_silent_neurons_that_should_fire_earlier(revive):
     assert out.count_nonzero() == 0
     steps = snn_rules.coding.first_spike_steps(out)  # both count as firing at step 6
     (3.0 * steps[0, 0] - 3.0 * steps[0, 1]).backward()
-    want = [3.0 * revive * 4 / 2.0 * (t - 6) for t in range(5)] + [0.0]
+    want = [3.0 * revive * 4 / 2.0 * (t - 6) for t in range(6)]
     assert x.grad[:, 0, 0].tolist() == pytest.approx(want)
     assert x.grad[:, 0, 1].count_nonzero() == 0
 

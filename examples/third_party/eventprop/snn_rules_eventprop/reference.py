@@ -12,7 +12,7 @@ def spikes_and_gradient(rule, x, g):
     for j in range(x.shape[1]):
         v, current, currents = 0.0, 0.0, []
         for t in range(T):
-            current = syn * current + rule.gain * x[t, j]
+            current = syn * current + x[t, j]
             v = mem * v + current
             currents.append(current)
             if v >= rule.v_threshold:
@@ -20,7 +20,7 @@ def spikes_and_gradient(rule, x, g):
         for start in range(T):
             dv = 0.0
             for t in range(start, T):
-                dv = mem * dv + rule.gain * syn ** (t - start)
+                dv = mem * dv + syn ** (t - start)
                 if spikes[t, j]:
                     rise_before, rise_after = currents[t] - rule.v_threshold / rule.tau_m, currents[t]
                     dt = -dv * min(1 / rise_before, rule.bound)  # a higher potential crosses earlier
