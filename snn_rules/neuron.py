@@ -122,42 +122,37 @@ class RuleNode(neuron.BaseNode):
             return self._compiled_forward(x_seq)
         if torch._C._are_functorch_transforms_active():
             return Layer.apply(x_seq.to(state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
-        if _in_backward():
-            return self._again(x_seq, dict(self._memories))
         given, report = dict(self._memories), self._report
+        state = self._state(x_seq, given)
+        if _in_backward():
+            return self._again(x_seq, state, left=given["v"] is report.last)
         self._check(x_seq, "m", states=given)
-        if report.again or given["v"] is not report.last:
-            report.calls = report.cut = 0
-        report.first, report.calls, report.again = given, report.calls + 1, False
-        spikes, after = self._run(x_seq, given)
+        report.warm |= bool(state) and (x_seq.requires_grad or not torch.is_grad_enabled())  # a checkpoint may have run it
+        spikes, after = self._run(x_seq, state)
         self._memories.update(after)
         report.last = after["v"]
         return spikes
 
-    def _again(self, x_seq: Tensor, states: dict[str, Any]) -> Tensor:
-        """The second run of a train for `torch.utils.checkpoint`: from the state of the first, and leaving none."""
-        report, goes_on = self._report, states["v"] is self._report.last
-        several, report.again = goes_on and (report.calls - report.cut > 1 or (report.again and report.calls > 1)), True
-        if several:
-            raise RuleError(self._lost())
-        spikes, after = self._run(x_seq, report.first if goes_on else states)  # which ends it where use_reentrant=False
-        v, last = after["v"], report.last
-        if isinstance(last, Tensor) and last.shape == v.shape and bool((v - last).norm() > 0.1 * last.norm()):
-            raise RuleError(self._lost())
-        return spikes
+    def _again(self, x_seq: Tensor, state: State, left: bool) -> Tensor:
+        """The second run of a train, for `torch.utils.checkpoint`: from rest, where trains begin, and leaving no state.
 
-    def _lost(self) -> str:
-        return (
-            f"{self._where()}: a checkpoint runs it again, but it ran {self._report.calls} times since its last reset, and which state it had "
-            f"then is not known; use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
-        )
+        `memopt` gives back the state from which a train began; torch has the one that the last train has left.
+        """
+        if left or not state:
+            if self._report.warm:
+                raise RuleError(
+                    f"{self._where()}: a checkpoint runs it again, and not all trains since the last backward pass began at rest; call "
+                    f"functional.reset_net(net) before each, or use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
+                )
+            state = {}
+        return self._run(x_seq, state)[0]
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         given = dict(zip(self._memories, states, strict=True))
         self._check(inputs[0], "m", states=given)
-        spikes, after = self._run(inputs[0], given)
+        spikes, after = self._run(inputs[0], self._state(inputs[0], given))
         return (spikes,), tuple(after[name] for name in self._memories)
 
     def single_step_functional_forward(
@@ -175,8 +170,8 @@ class RuleNode(neuron.BaseNode):
         self._check_finite(x, after)
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
 
-    def _run(self, x: Tensor, states: dict[str, Any]) -> tuple[Tensor, State]:
-        job = Job(self.rule, self._state(x, states), self._report, self._warn_silent, self.store_v_seq)
+    def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        job = Job(self.rule, state, self._report, self._warn_silent, self.store_v_seq)
         spikes = run(job, x)
         if not job.finite:
             self._check_finite(x, job.state)
@@ -213,7 +208,7 @@ class RuleNode(neuron.BaseNode):
         if held:
             shape, dtype = x.shape[1:] if step_mode == "m" else x.shape, state_dtype(x)
             fits = {name: (self.rule.delay, *shape) if name == "late" else shape for name in held}
-            held = {name: value if isinstance(value, Tensor) else torch.full(fits[name], value) for name, value in held.items()}
+            held = {name: value if isinstance(value, Tensor) else torch.full(fits[name], value, dtype=dtype) for name, value in held.items()}
             held = {name: value.to(dtype=dtype, device=x.device) for name, value in held.items() if value.shape == fits[name]}
         return held
 
@@ -225,7 +220,7 @@ class RuleNode(neuron.BaseNode):
 
     def detach(self) -> None:
         super().detach()
-        self._report.learns, self._report.cut = False, self._report.calls  # what follows is a train of its own
+        self._report.learns = False
 
     def _warn_silent(self) -> None:
         warn_zero_gradient(self._where(), self.rule.name)

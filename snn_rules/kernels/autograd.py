@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +22,8 @@ class Report:
     """What the passes leave behind for the neuron that ran them."""
 
     learns: bool = False  # from the train whose state the neuron holds
-    first: dict[str, Any] = field(default_factory=dict)  # the states from which the last run started,
-    last: Any = None  # its last potential,
-    calls: int = 0  # how many runs there were since a state at rest,
-    cut: int = 0  # or before the last `detach`,
-    again: bool = False  # and whether a checkpoint has run the last one again
+    last: Any = None  # the potential after the last run
+    warm: bool = False  # since the last backward pass, a train has begun in another state than at rest
     silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
     values: tuple[int, State] | None = None  # the steps and the values of each neuron of the last backward pass, for diagnostics
 
@@ -53,6 +50,7 @@ class Job:
 
     def passed(self, dx: Tensor, neurons: State) -> None:
         report = self.report
+        report.warm = False
         if self.rule.diagnostics:
             report.values = dx.shape[0], neurons
         if report.silent is None and dx.numel():
