@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from .neuron import RuleNode
@@ -59,12 +60,12 @@ class Activity:
         return float(x.count_nonzero() if self.window is None else (x < self.window).sum())
 
     def fired(self, path: str, node: RuleNode, out: Tensor) -> None:
-        spikes = float(out.sum()) if self.window is None else self.active(out)
+        spikes = float(out.sum(dtype=torch.float32)) if self.window is None else self.active(out)
         self._spikes[path] += spikes
         self._places[path] += out.numel()
         if isinstance(node, RecurrentNode):
-            reach = node.wiring().detach().count_nonzero(0).to(out.dtype)  # neurons that each reaches
-            self._operations[path] += float((out.flatten(0, -2).sum(0) * reach).sum())
+            reach = node.wiring().detach().count_nonzero(0).float()  # neurons that each reaches
+            self._operations[path] += float((out.flatten(0, -2).sum(0, dtype=torch.float32) * reach).sum())
 
     def arrived(self, path: str, synapse: nn.Linear | nn.Conv2d, x: Tensor) -> None:
         reach = synapse.weight.numel() / x.shape[-1 if isinstance(synapse, nn.Linear) else -3]

@@ -12,19 +12,22 @@ from torch import Tensor
 
 from .rule import RuleError
 
+SLACK = 1e-3  # beyond [0, 1], of samples that were resized or rounded
+
 # ---- encoders ------------------------------------------------------------------------------------------------------
 
 
 def static(x: Tensor, T: int) -> Tensor:
-    """`x` repeated at each of `T` steps: `[T, N, *]`, a view."""
+    """`x` repeated at each of `T` steps: `[T, N, *]`, a view. Its values are a current, and may be any."""
     _check_steps(T)
+    _check_tensor(x)
     return x.unsqueeze(0).expand(T, *x.shape)
 
 
 def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """A spike at each step with probability `rate * x`."""
     _check_steps(T)
-    _check_numbers(x)
+    _check_samples(x)
     chance = torch.rand((T, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
     return chance.lt_(rate * x.detach())  # in place: a long train is large
 
@@ -32,7 +35,7 @@ def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | N
 def latency(x: Tensor, T: int, floor: float = 0.02) -> Tensor:
     """One spike, the earlier the larger `x`: at the step round((1 - x)(T - 1)); silent where `x <= floor`."""
     _check_steps(T)
-    _check_numbers(x)
+    _check_samples(x)
     step = ((1 - x) * (T - 1)).round().long().clamp(0, T - 1)
     spikes = torch.zeros((T, *x.shape), dtype=x.dtype, device=x.device)
     return spikes.scatter_(0, step.unsqueeze(0), (x > floor).to(x.dtype).unsqueeze(0))
@@ -40,7 +43,7 @@ def latency(x: Tensor, T: int, floor: float = 0.02) -> Tensor:
 
 def latency_times(x: Tensor, silent: float, floor: float = 0.02) -> Tensor:
     """The exact time 1 - x of one spike, `[1, N, *]`; `silent` where `x <= floor`."""
-    _check_numbers(x)
+    _check_samples(x)
     return torch.where(x > floor, 1 - x, torch.full_like(x, silent)).unsqueeze(0)
 
 
@@ -155,10 +158,23 @@ def _check_steps(T: int) -> None:
         raise RuleError(f"encode: T={T!r} should be a whole number of time steps, at least 1")
 
 
-def _check_numbers(x: Tensor) -> None:
-    """In spikes, nan and inf could no longer be seen."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_meta or bool(x.sum().isfinite()):
+def _check_samples(x: Tensor) -> None:
+    """In spikes, what was wrong with the samples can no longer be seen."""
+    _check_tensor(x)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_meta or not x.numel():
         return
-    bad = (~torch.isfinite(x)).nonzero()
-    if len(bad):
-        raise RuleError(f"encode: the samples hold {x[tuple(bad[0])].item()} at {bad[0].tolist()}; look at the data and its normalisation")
+    low, high = x.detach().aminmax()
+    if bool((low >= -SLACK) & (high <= 1 + SLACK)):
+        return
+    for bad in (~torch.isfinite(x)).nonzero()[:1]:
+        raise RuleError(f"encode: the samples hold {x[tuple(bad)].item()} at {bad.tolist()}; look at the data and its normalisation")
+    raise RuleError(
+        f"encode: the samples reach from {float(low):.4g} to {float(high):.4g}; this code takes values in [0, 1]: divide by the largest, "
+        f"and leave out what makes their mean 0"
+    )
+
+
+def _check_tensor(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise RuleError(f"encode: the samples are {given}; pass a floating-point tensor [N, *], e.g. of images: x.float() / 255")

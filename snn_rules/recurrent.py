@@ -44,6 +44,8 @@ def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | 
             f"use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
         )
     node._check(x, "m", weight, given)
+    if weight.device != x.device:
+        raise RuleError(f"{node._where()}: the input is on {x.device}, its recurrent weights on {weight.device}; move both to one device")
     state = node._state(x, given)
     if not isinstance(y, Tensor) or y.shape != x.shape[1:]:
         y = torch.zeros_like(x[0], dtype=dtype)

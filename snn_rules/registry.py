@@ -73,7 +73,7 @@ class Registry:
             error = self.errors.get(name)
             reason = _clash(name, claims) or (_line(error) if error else None)
             found[name] = RuleInfo(name, owner, version, name in self.classes, reason)
-        for name, cls in self.classes.items():
+        for name, cls in list(self.classes.items()):  # another thread may register one
             if name not in found and name in self._seen:
                 owner, version = self._seen[name]
                 gone = f"{owner} {version} was uninstalled; what is loaded works until this process ends"

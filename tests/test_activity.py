@@ -28,6 +28,15 @@ def test_synaptic_operations() -> None:
     assert activity.synops["conv1"] == 2 * 6 * 6 * 4 * 9
 
 
+def test_spikes_of_half_precision_are_counted_one_by_one() -> None:
+    net = network("R300-10", "surrogate", (6,)).eval().bfloat16()
+    with torch.no_grad(), watch(net, get_rule("surrogate")) as activity:
+        net[0].weight.fill_(9.0)
+        net(torch.ones(3, 5, 6, dtype=torch.bfloat16))
+    activity.samples = 5
+    assert activity.firing["neuron1"] == 1.0 and activity.synops["neuron1"] == 3 * 300 * 300
+
+
 def test_synaptic_operations_of_spike_times() -> None:
     rule = get_rule("stdbp", mode="event")
     net = network("7-10", rule, (6,))

@@ -35,12 +35,29 @@ def test_latency_on_the_grid_and_exact() -> None:
     assert coding.latency_times(x, silent=4.0).tolist() == [[[0.0, 0.25, 4.0]]]
 
 
+CODES = pytest.mark.parametrize("code", [lambda x: coding.poisson(x, 3), lambda x: coding.latency(x, 3), lambda x: coding.latency_times(x, 4.0)])
+
+
+@CODES
+def test_samples_beyond_the_code_are_refused(code):
+    assert code(torch.tensor([[0.0, 1.0005]])).shape[1:] == (1, 2)  # after a resize
+    assert code(torch.empty(0, 2)).shape[1:] == (0, 2)
+    with pytest.raises(RuleError, match=r"^encode: the samples reach from -0.5 to 255; this code takes values in \[0, 1\]: divide by the largest"):
+        code(torch.tensor([[-0.5, 255.0]]))
+    with pytest.raises(RuleError, match=r"^encode: the samples are dtype torch.uint8; pass a floating-point tensor .* x.float\(\) / 255"):
+        code(torch.zeros(1, 2, dtype=torch.uint8))
+
+
+def test_samples_that_are_no_tensor_are_refused():
+    with pytest.raises(RuleError, match=r"^encode: the samples are a ndarray; pass a floating-point tensor"):
+        coding.static(torch.zeros(1, 2).numpy(), 3)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("code", [lambda x: coding.poisson(x, 3), lambda x: coding.latency(x, 3), lambda x: coding.latency_times(x, 4.0)])
+@CODES
 def test_what_is_no_number_is_not_hidden_in_spikes(code, bad) -> None:
     x = torch.rand(2, 1, 3, 3)
     code(x)
-    code(torch.full_like(x, 3e38))  # numbers whose sum is none
     x[1, 0, 2, 0] = bad
     with pytest.raises(RuleError, match=re.escape(f"encode: the samples hold {bad} at [1, 0, 2, 0]; look at the data")):
         code(x)

@@ -123,6 +123,17 @@ def test_a_device_without_numbers_is_refused(name):
         net(signal(name).to("meta"))
 
 
+def test_weights_on_another_device_are_refused():
+    event = network("stdbp event")
+    event[0].weight = nn.Parameter(event[0].weight.to("meta"))
+    with pytest.raises(snn_rules.RuleError, match=r"^layer '0' \(stdbp\): the input is on cpu, its weights on meta; move both to one device"):
+        event(signal("stdbp event"))
+    with pytest.raises(Exception, match=r"the layers of 'stdbp': the input is on cpu, the weights on meta; move both to one device"):  # torch's own
+        torch.compile(event, backend="aot_eager")(signal("stdbp event"))
+    with pytest.raises(snn_rules.RuleError, match=r"RecurrentNode \(tssl\): the input is on cpu, its recurrent weights on meta; move both to one"):
+        snn_rules.RecurrentNode(3, "tssl").to("meta")(torch.ones(4, 2, 3))
+
+
 # ---- states ----------------------------------------------------------------------------------------------------------
 
 

@@ -49,15 +49,20 @@ class _Fused:
         where = f"layer {self.path!r} (stdbp)"
         if torch._C._are_functorch_transforms_active():
             raise refuse(where, "layers of spike times")
+        if not isinstance(x, Tensor):
+            raise RuleError(f"{where}: the input is a {type(x).__name__}; pass the spike times of rule.encode(x, T)")
         if x.is_meta:
             raise RuleError(f"{where}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if x.dtype not in DTYPES:
             raise RuleError(f"{where}: the input is dtype {x.dtype}; pass the spike times of rule.encode(x, T)")
-        x, *weights = (t if t is None else t.detach() for t in (x, *weights))
+        given = [w.detach() for w in weights if w is not None]
+        if given[0].device != x.device:
+            raise RuleError(f"{where}: the input is on {x.device}, its weights on {given[0].device}; move both to one device")
+        x = x.detach()
         if not (bool(x.sum().isfinite()) or bool(x.isfinite().all())):  # one pass, and a second where the sum alone is too large
             wrong = "nan" if bool(torch.isnan(x).any()) else "inf"
             raise RuleError(f"{where}: the input holds {wrong}; pass the spike times of rule.encode(x, T)")
-        if any(bool(w.sum().isnan()) and bool(w.isnan().any()) for w in weights if w is not None):  # its neuron would count as silent
+        if any(bool(w.sum().isnan()) and bool(w.isnan().any()) for w in given):  # its neuron would count as silent
             raise RuleError(f"{where}: its weights hold nan; lower the learning rate, and go on from weights without")
 
     def first_gradient(self, gradient: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_rules import RuleError
 from snn_rules.kernels.ops import rule_of
 
 from .first_spikes import executor
@@ -21,7 +22,11 @@ def first_spikes(times: Tensor, weight: Tensor, rule: str) -> list[Tensor]:
 
 @first_spikes.register_fake
 def _(times: Tensor, weight: Tensor, rule: str) -> list[Tensor]:
-    return [times.new_empty(len(times), len(weight)) for _ in range(2)]
+    if times.device != weight.device:  # the layer does not look at it inside a graph
+        raise RuleError(
+            f"the layers of {rule_of(rule).name!r}: the input is on {times.device}, the weights on {weight.device}; move both to one device"
+        )
+    return [times.new_empty(times.shape[0], weight.shape[0]) for _ in range(2)]
 
 
 @torch.library.custom_op("snn_rules_stdbp::first_spikes_backward", mutates_args=())

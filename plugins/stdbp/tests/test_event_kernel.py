@@ -214,3 +214,14 @@ def test_torch_compile_goes_around_the_kernels():
         out.sum().backward()
         found.append((out, net[0].weight.grad.clone()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_one_graph_serves_all_batches():
+    net = nn.Sequential(nn.Linear(30, 20), snn_rules.RuleNode("stdbp"))
+    RULE.initialize(snn_rules.convert(net, RULE))
+    graphs: list[object] = []
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    for batch in (2, 3, 5):
+        times = 2 * torch.rand(batch, 30)
+        assert torch.equal(compiled(times), net(times))
+    assert len(graphs) == 1
