@@ -11,6 +11,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -96,11 +97,8 @@ def convert(net: nn.Module, rule: str | LearningRule, *, where: Where | None = N
     or a function `(path, neuron) -> bool`. Input code and loss are yours to choose then: `encode` of the first layer's
     rule and `loss` of the last one's, since that is whom the loss must teach.
     """
-    base_rule = get_rule(rule)
-    given = frozenset(base_rule.resolve(options))
-    wanted = base_rule.replace(**options)
-    if isinstance(rule, LearningRule):
-        given |= {f.name for f in fields(rule) if getattr(rule, f.name) != f.default}
+    wanted = get_rule(rule, **options)
+    given = wanted.given | {f.name for f in fields(wanted) if getattr(wanted, f.name) != f.default}
     every = {path: module for path, module in net.named_modules() if isinstance(module, RuleNode) or _is_neuron(module)}
     if not every:
         raise RuleError(f"convert: {type(net).__name__} holds no spiking neuron")
@@ -124,6 +122,11 @@ def convert(net: nn.Module, rule: str | LearningRule, *, where: Where | None = N
         module.unfuse()  # type: ignore[operator]
     for path, module in sites.items():
         become_node(module, path, *configured[path])
+    learned = {path: module.w for path, module in sites.items() if "w" in module._parameters and module.w.requires_grad}  # of ParametricLIFNodes
+    if learned:
+        warnings.warn(f"convert: the tau of {_some(learned)} stays as it is from now on, for rules learn weights", stacklevel=2)
+    for weight in learned.values():
+        weight.requires_grad_(False)
     for container in containers:
         container.__class__ = RuleRecurrentContainer
     return net
@@ -220,7 +223,7 @@ def _selected(every: Mapping[str, nn.Module], where: Where) -> dict[str, nn.Modu
     return {path: module for path, module in every.items() if path in found}
 
 
-def _some(every: Mapping[str, nn.Module]) -> str:
+def _some(every: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, list(every)[:4])) + (", ..." if len(every) > 4 else "")
 
 

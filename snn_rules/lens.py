@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -225,9 +225,9 @@ def _lengths(steps: Sequence[float]) -> tuple[float, ...]:
 def _chosen(named: Named) -> tuple[str, str | LearningRule, Mapping[str, Any]]:
     """The label of a rule, what `convert` calls it, and its options."""
     rule, options = named if isinstance(named, tuple) else (named, {})
-    shown = vars(get_rule(rule)).items() - vars(get_rule(rule.name)).items() if isinstance(rule, LearningRule) else options.items()
+    shown = {f.name: getattr(rule, f.name) for f in fields(rule) if getattr(rule, f.name) != f.default} if isinstance(rule, LearningRule) else options
     name = rule.name if isinstance(rule, LearningRule) else rule
-    return ":".join([name, *(f"{key}={value}" for key, value in sorted(shown))]), rule, options
+    return ":".join([name, *(f"{key}={value}" for key, value in sorted(shown.items()))]), rule, options
 
 
 def _layers(gradient: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -225,6 +225,16 @@ class RuleNode(neuron.BaseNode):
     def _warn_silent(self) -> None:
         warn_zero_gradient(self._where(), self.rule.name)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """The `w` of what was a `ParametricLIFNode` says its tau, here as there, unless an option did."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.site is None or self._parameters.get("w") is None:
+            return
+        follows, tau_m = getattr(self.rule, "tau_m", None) == self.site.tau_m, 1.0 / float(self.w.detach().sigmoid())
+        self.site = dataclasses.replace(self.site, tau_m=tau_m)
+        if follows:
+            self._change("tau_m", tau_m)
+
     # ---- messages ----------------------------------------------------------------------------------------------
 
     def _where(self) -> str:

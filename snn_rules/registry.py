@@ -253,5 +253,4 @@ def get_rule(rule: str | LearningRule, **options: Any) -> LearningRule:
         return rule.replace(**options)
     if not isinstance(rule, str):
         raise RuleError(f"rule={rule!r} should be a name, one of {', '.join(sorted(rules()))}, or a LearningRule")
-    cls = _registry.rule_class(rule)
-    return cls(**cls.resolve(options))
+    return _registry.rule_class(rule).of(options)

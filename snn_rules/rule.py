@@ -117,6 +117,7 @@ class LearningRule:
     diagnostics: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     capabilities: ClassVar[Capabilities] = Capabilities()
     training: ClassVar[Training] = Training()
+    given: ClassVar[frozenset[str]] = frozenset()  # of a rule by name or `replace`: the options that were set, to whatever value
     delay = 0  # steps between the input and its effect on the neuron
     # checks of `snn_rules.testing` that the rule fails by design, and why
     expected_failed_checks: ClassVar[Mapping[str, str]] = {}
@@ -175,7 +176,18 @@ class LearningRule:
 
     def replace(self, **options: Any) -> Self:
         """The same rule with other values for some of its parameters."""
-        return dataclasses.replace(self, **self.resolve(options))
+        resolved = self.resolve(options)
+        return dataclasses.replace(self, **resolved)._chose(self.given | resolved.keys())
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """The rule with these options, and the paper's constants else."""
+        resolved = cls.resolve(options)
+        return cls(**resolved)._chose(frozenset(resolved))
+
+    def _chose(self, names: frozenset[str]) -> Self:
+        object.__setattr__(self, "given", names)
+        return self
 
     @property
     def gain(self) -> float:

@@ -1,5 +1,6 @@
 """The command, as a user types it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_info(name: str) -> None:
     text, rule = done("info", name), snn_rules.get_rule(name)
     assert text.startswith(name) and (rule.__doc__ or "").splitlines()[0] in text and rule.cite in text and rule.equations in text
     words = text.split()
-    assert all(field in words for field in vars(rule)) and f"T {rule.training.T}, lr {rule.training.lr}" in text
+    assert all(field.name in words for field in dataclasses.fields(rule)) and f"T {rule.training.T}, lr {rule.training.lr}" in text
 
 
 def test_info_shows_units_ranges_and_choices() -> None:

@@ -56,7 +56,8 @@ def test_each_place_keeps_its_constants():
         neuron.LIFNode(tau=5.0, v_reset=-0.5, decay_input=False),
     )
     w = net[2].w
-    snn_rules.convert(net, "tssl")
+    with pytest.warns(UserWarning, match=r"^convert: the tau of '2' stays as it is from now on, for rules learn weights"):
+        snn_rules.convert(net, "tssl")
     rules = [n.rule for n in net]
     assert [r.tau_m for r in rules] == [3.0, math.inf, pytest.approx(4.0), 5.0]
     assert [r.v_threshold for r in rules] == [0.7, 2.0, 1.0, 1.5]
@@ -70,6 +71,21 @@ def test_each_place_keeps_its_constants():
     snn_rules.convert(net, snn_rules.get_rule("tssl", tau=7.0))  # options of a configured rule were given, too
     assert [n.rule.tau_m for n in net] == [7.0] * 4
     assert [n.rule.v_threshold for n in net] == [0.7, 2.0, 1.0, 1.5]
+    default = snn_rules.get_rule("tssl").tau_s
+    snn_rules.convert(net, snn_rules.get_rule("tssl", tau_s=default))  # to whatever value
+    assert {(n.rule.tau_m, n.rule.tau_s) for n in net[:1]} == {(3.0, default)}
+
+
+@pytest.mark.filterwarnings("ignore:convert. the tau of")
+@pytest.mark.parametrize("options", [{}, {"tau_m": 3.0}], ids=str)
+def test_weights_that_are_loaded_bring_their_tau(options):
+    first, second = (nn.Sequential(neuron.ParametricLIFNode(init_tau=tau, decay_input=False, step_mode="m")) for tau in (10.0, 2.0))
+    x = torch.rand(9, 2, 30)
+    snn_rules.convert(second, "surrogate", **options).load_state_dict(first.state_dict())
+    assert second[0].tau == (3.0 if options else pytest.approx(10.0)) and not second[0].w.requires_grad
+    assert options or torch.equal(second(x), first(x))
+    snn_rules.convert(second, "tssl")
+    assert second[0].tau == pytest.approx(10.0)
 
 
 def test_a_rulenode_made_by_hand_has_the_papers_constants():

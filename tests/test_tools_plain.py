@@ -12,6 +12,7 @@ from torch import nn
 import snn_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore:'tau' has no meaning")
+pytestmark = pytest.mark.filterwarnings("ignore:convert. the tau of")  # of the ParametricLIFNode
 STOCK = {"surrogate": {}, "tssl": {}, "strsbp": {"t_ref": 0}}  # rules, and options with which SpikingJelly has a neuron for them
 every_rule = pytest.mark.parametrize("rule", STOCK)
 
