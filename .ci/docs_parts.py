@@ -3,7 +3,6 @@
 `make docs` brings them up to date, `make lint` refuses what is stale.
 """
 
-import dataclasses
 import html
 import inspect
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 import cog
 
 import snn_rules
-from snn_rules.cli import _range
+from snn_rules.cli import _parameters, _range
 from snn_rules.config import Config
 
 RULES = {"surrogate": {}, "tssl": {}, "strsbp": {}, "stdbp": {}, 'stdbp`, `mode="event"': {"mode": "event"}}
@@ -39,7 +38,7 @@ def rules(pages):
 def parameters(name):
     """The parameters of a rule, as `snn-rules info` shows them."""
     say("| parameter | default | unit | choices or range | meaning |", "|---|---|---|---|---|")
-    for field in dataclasses.fields(snn_rules.get_rule(name)):
+    for field in _parameters(snn_rules.get_rule(name)):
         meta = field.metadata
         choices = ", ".join(f"`{choice}`" for choice in meta["choices"]) or _range(meta)
         say(f"| `{field.name}` | `{field.default}` | {meta['unit']} | {choices} | {meta['help']} |")

@@ -34,7 +34,7 @@ from .options import (
     StepsOption,
 )
 from .registry import get_rule, rules
-from .rule import RuleError
+from .rule import LearningRule, RuleError
 
 _MEMORY = re.compile(r"(tried|unable) to allocate [\d.]+ \w+", re.IGNORECASE)  # of torch on a CPU, of CUDA, of numpy
 
@@ -91,7 +91,7 @@ def info(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, as sn
     out.print(f"{rule.name}\n", style="bold")
     out.print(inspect.getdoc(type(rule)) or "", soft_wrap=True)
     shown = table("parameter", "default", "unit", "choices", "meaning")
-    for field in dataclasses.fields(rule):
+    for field in _parameters(rule):
         meta = field.metadata
         shown.add_row(field.name, str(field.default), meta["unit"] or "-", " | ".join(map(str, meta["choices"])) or _range(meta), meta["help"])
     out.print("\nParameters (--option NAME=VALUE, or keywords of RuleNode and convert)", style="bold")
@@ -279,6 +279,11 @@ def compare(
 
 app.command()(lens)
 app.command()(bench)
+
+
+def _parameters(rule: LearningRule) -> list[dataclasses.Field[Any]]:
+    """A rule's parameters, but for what it refuses: `decay_input` without a `tau_m`."""
+    return [field for field in dataclasses.fields(rule) if field.name != "decay_input" or hasattr(rule, "tau_m")]
 
 
 def _range(meta: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def step_loss(out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
 def count_loss(out: Tensor, target: Tensor, desired: float, undesired: float, margin: float = 0.0, reduction: str = "mean") -> Tensor:
     """1/2 |o - y|^2 over the spike counts o (ST-RSBP, Eq. 3): y is `desired` for the class and `undesired` for the others.
 
-    With a `margin`, an error smaller than it costs nothing.
+    A `margin` is taken off the size of each error: a smaller one costs nothing.
     """
     found = counts(out)
     error = found - (undesired + (desired - undesired) * _one_hot(found, target))

@@ -28,8 +28,8 @@ class RuleNode(neuron.BaseNode):
 
     `rule` is a name (see `snn_rules.rules()`) or a configured `LearningRule`; the other keywords are the rule's
     options and those of `LIFNode` (`tau`, `decay_input`, `v_threshold`, `v_reset`, `step_mode`, `store_v_seq`).
-    Keywords of `LIFNode` that mean nothing to the rule are ignored, with one warning. The defaults are the paper's. Options
-    can be set later, too: `node.tau = 5.0`.
+    Keywords of `LIFNode` that mean nothing to the rule are ignored, with one warning. The defaults are the
+    rule's (`snn-rules info NAME`). Options can be set later, too: `node.tau = 5.0`.
 
     Input `[T, N, *]` in step mode 'm' (`[N, *]` in 's'), output spikes {0, 1} of the same shape and dtype. The states
     of the rule are memories: `functional.reset_net` resets them, `node.v` reads the potential (measured from

@@ -26,7 +26,8 @@ class STDBP(LearningRule):
     mode="event": exact times on the wire, `[1, N, *]`, no grid; `convert` fuses each layer with its neuron.
 
     The paper gives no threshold, window, initialisation or optimiser, and plain initialisation does not learn. What does
-    is `initialize`, a silent background, a finite window, a sharper loss, and `revive`; with paper=True these are off.
+    is `initialize`, a silent background, a short window, a sharper loss, and `revive`. With paper=True the background fires, the window
+    is 100 and the loss that of Eq. 13, and `snn-rules train` sets no `revive`; one that is given stays, and so does `initialize`.
     """
 
     mode: str = parameter("clock", "", "spikes on a grid, or exact times", choices=("clock", "event"))
@@ -45,7 +46,7 @@ class STDBP(LearningRule):
     )
     mean: float = parameter(4.0, "theta/time", "of `initialize`: sum of a neuron's weights, on average")
     spread: float = parameter(1.0, "theta/time", "of `initialize`: standard deviation of that sum", low=0.0)
-    paper: bool = parameter(False, "", "the paper alone: no silent background, an endless window, sharpness 1")
+    paper: bool = parameter(False, "", "nearer to the paper: no silent background, a window of 100 (mode='event'), sharpness 1")
 
     name: ClassVar[str] = "stdbp"
     cite: ClassVar[str] = "M. Zhang et al. Spike-timing-dependent back propagation in deep spiking neural networks. arXiv:2003.11837, 2021."

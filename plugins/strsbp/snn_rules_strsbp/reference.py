@@ -17,7 +17,7 @@ Layer = dict[str, Any]
 
 
 def run(rule: STRSBP, layer: Layer, below: list[list[float]]) -> list[list[float]]:
-    """Forward, Eqs. 1 and 2 in Euler steps of 1 ms, neuron by neuron and synapse by synapse."""
+    """Forward, Eqs. 2, 3 and 5 in Euler steps of 1 ms, neuron by neuron and synapse by synapse."""
     n, T = len(layer["w"]), len(below[0])
     spikes = [[0.0] * T for _ in range(n)]
     p, q, last = [0.0] * n, [0.0] * n, [-(10**9)] * n
@@ -36,13 +36,13 @@ def run(rule: STRSBP, layer: Layer, below: list[list[float]]) -> list[list[float
 
 
 def eps(rule: STRSBP, t_i: int, before: int, t_j: int, delay: int) -> float:
-    """Eq. 4 in Euler steps: what a spike sent at t_j adds to the potential at t_i of a neuron that fired last at `before`."""
+    """Eq. 4 with C = 1 in Euler steps: what a spike sent at t_j adds to the potential at t_i of a neuron that fired last at `before`."""
     start = max(t_j + delay, before + rule.t_ref + 1)
     return sum((1 - 1 / rule.tau_m) ** (t_i - t) * (1 / rule.tau_s) * (1 - 1 / rule.tau_s) ** (t - t_j - delay) for t in range(start, t_i + 1))
 
 
 def eps_continuous(tau_m: float, tau_s: float, s: float, t: float) -> float:
-    """Eq. 5: the same in continuous time, t after the presynaptic and s after the last postsynaptic spike."""
+    """Eq. 5, the same in continuous time: t after the presynaptic and s after the last postsynaptic spike."""
     if s <= 0 or t <= 0:
         return 0.0
     least = min(s, t)
@@ -104,22 +104,25 @@ def inverse(rule: STRSBP, layer: Layer) -> np.ndarray:
     return np.linalg.inv(np.diag(omega(rule, layer)) - theta(rule, layer))
 
 
-def p_matrix(rule: STRSBP, layer: Layer) -> np.ndarray:
-    """P = (Omega - Theta)^-1 Phi, Eqs. 19 and 20; the layer below has the same threshold."""
+def p_matrix(rule: STRSBP, layer: Layer, nu_below: float) -> np.ndarray:
+    """P = (Omega - Theta)^-1 Phi, Eqs. 19 and 20; Phi has the threshold of the layer below."""
     phi = np.array(
         [
-            [w * de_do_pre(rule, post, pre, rule.delay) / rule.v_threshold for w, pre in zip(row, layer["below"], strict=True)]
+            [w * de_do_pre(rule, post, pre, rule.delay) / nu_below for w, pre in zip(row, layer["below"], strict=True)]
             for row, post in zip(layer["w"], layer["spikes"], strict=True)
         ]
     )
     return inverse(rule, layer) @ phi
 
 
-def gradients(rule: STRSBP, layers: list[Layer], wanted: list[float]) -> list[dict[str, np.ndarray]]:
-    """Eq. 28: of each layer the error `delta`, the S-PSPs `e`, and the gradients `w` and `back` of E = 1/2 |o - y|^2."""
+def gradients(rules: list[STRSBP], layers: list[Layer], wanted: list[float]) -> list[dict[str, np.ndarray]]:
+    """Eq. 28: of each layer, with its rule, the error `delta`, the S-PSPs `e`, and the gradients `w` and `back` of E = 1/2 |o - y|^2.
+
+    With gradient="paper" both have the denominator of Eq. 26, the sum over all that a neuron hears.
+    """
     counts = np.array([sum(train) for train in layers[-1]["spikes"]])
-    delta, found = (counts - np.array(wanted)) / rule.v_threshold, []
-    for layer in reversed(layers):
+    delta, found = (counts - np.array(wanted)) / rules[-1].v_threshold, []
+    for k, (rule, layer) in reversed(list(enumerate(zip(rules, layers, strict=True)))):
         e = np.array([[spsp(rule, post, [t for t, s in enumerate(pre) if s], rule.delay) for pre in layer["below"]] for post in layer["spikes"]])
         back = None
         z = inverse(rule, layer).T @ delta if rule.gradient == "adjoint" else delta / omega(rule, layer)
@@ -127,7 +130,8 @@ def gradients(rule: STRSBP, layers: list[Layer], wanted: list[float]) -> list[di
             pairs = [[spsp(rule, post, [t for t, s in enumerate(pre) if s], 1) for pre in layer["spikes"]] for post in layer["spikes"]]
             back = z[:, None] * np.array(pairs)
         found.insert(0, {"delta": delta, "e": e, "w": z[:, None] * e, "back": back})
-        delta = p_matrix(rule, layer).T @ delta
+        if k > 0:
+            delta = p_matrix(rule, layer, rules[k - 1].v_threshold).T @ delta
     return found
 
 

@@ -30,7 +30,7 @@ class STRSBP(LearningRule):
     t_ref: int = parameter(2, "steps", "refractory period", low=0)
     delay: int = parameter(1, "steps", "synaptic delay of the input", low=0)
     gradient: str = parameter(
-        "adjoint", "", "of a recurrent layer's weights: the total derivative, or Eq. 28 to the letter", choices=("adjoint", "paper")
+        "adjoint", "", "of a recurrent layer's weights: the total derivative, or Eq. 26, which Eq. 28 abbreviates", choices=("adjoint", "paper")
     )
     solver: str = parameter(
         "taylor", "", "of Eq. 20: the first-order Taylor expansion of the inverse, or a linear solve", choices=("taylor", "exact")
@@ -38,12 +38,12 @@ class STRSBP(LearningRule):
     silent: str = parameter("expected", "", "neurons without a spike: their expected effect, or the formula's limit", choices=("expected", "zero"))
     rate: float = parameter(0.5, "spikes/step", "of the Poisson input code at a pixel of 1", low=0.0, high=1.0)
     desired: float = parameter(35.0, "spikes", "count wanted of the class, in 400 steps (scales with T)", low=0.0)
-    undesired: float = parameter(5.0, "spikes", "count wanted of the other classes, in 400 steps", low=0.0)
-    margin: float = parameter(0.0, "spikes", "errors of a count below it cost nothing", low=0.0)
+    undesired: float = parameter(5.0, "spikes", "count wanted of the other classes, in 400 steps (scales with T)", low=0.0)
+    margin: float = parameter(0.0, "spikes", "taken off the size of each count's error, in 400 steps (scales with T)", low=0.0)
 
     name: ClassVar[str] = "strsbp"
     cite: ClassVar[str] = "W. Zhang, P. Li. Spike-train level backpropagation for training deep recurrent spiking neural networks. NeurIPS 2019."
-    equations: ClassVar[str] = "supplement Eqs. 1, 2 (forward), 5, 6 (S-PSP), 19, 20 (Omega, Theta), 27, 28 (gradients); paper Eq. 3 (loss)"
+    equations: ClassVar[str] = "supplement Eqs. 2, 3, 5 (forward), 6 (S-PSP), 19, 20 (Omega, Theta), 26, 27, 28 (gradients); paper Eq. 3 (loss)"
     aliases: ClassVar[Mapping[str, str]] = {"tau": "tau_m", "nu": "v_threshold"}
     state: ClassVar[Mapping[str, float]] = {"v": 0.0, "p": 0.0, "r": 0.0}
     training: ClassVar[Training] = Training(T=100, lr=1e-3, batch_size=50)
@@ -52,7 +52,7 @@ class STRSBP(LearningRule):
     def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
         p = (1 - 1 / self.tau_s) * m.p + x  # Eq. 2
         active = heaviside(-m.r)  # 0 in the t_ref steps after a spike
-        q = active * ((1 - 1 / self.tau_m) * m.v + (1 / self.tau_s) * p)  # Eq. 1
+        q = active * ((1 - 1 / self.tau_m) * m.v + (1 / self.tau_s) * p)  # Eqs. 3, 5: Eq. 1 without 1 / tau_m at its input
         s = heaviside(q - self.v_threshold)
         r = where(s > 0.0, float(self.t_ref), maximum(m.r - 1.0, 0.0))
         return s, {"v": q * (1.0 - s), "p": p, "r": r}, {"active": active}

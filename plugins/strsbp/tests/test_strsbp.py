@@ -19,12 +19,12 @@ def test_kit(rule, check):
     check(rule)
 
 
-def stack(rule, sizes, recurrent, seed=0, scale=1.0, T=24, batch=1, dtype=torch.float64):
-    """Input trains, a network of `sizes` whose layer 0 may be recurrent, and the same as layers of the reference."""
+def stack(rules, sizes, recurrent, seed=0, scale=1.0, T=24, batch=1, dtype=torch.float64):
+    """Input trains, a network of `sizes` whose layer `recurrent` is one, and the same as layers of the reference; a rule a layer."""
     torch.manual_seed(seed)
     x = (torch.rand(T, batch, sizes[0], dtype=dtype) < 0.35).to(dtype)
     modules, layers = [], []
-    for k, (below, here) in enumerate(itertools.pairwise(sizes)):
+    for k, (rule, (below, here)) in enumerate(zip(rules, itertools.pairwise(sizes), strict=True)):
         synapse = torch.nn.Linear(below, here, bias=False, dtype=dtype)
         torch.nn.init.normal_(synapse.weight, 0.5 * scale, 1.2 * scale)
         node = snn_rules.RecurrentNode(here, rule=rule).to(dtype) if recurrent == k else snn_rules.RuleNode(rule=rule, step_mode="m")
@@ -35,19 +35,19 @@ def stack(rule, sizes, recurrent, seed=0, scale=1.0, T=24, batch=1, dtype=torch.
     return x, torch.nn.Sequential(*modules), layers
 
 
-def compare(options, sizes=(7, 6, 5, 4), recurrent=None, seed=0, scale=1.0, tolerance=1e-10, dtype=torch.float64):
-    rule = snn_rules.get_rule("strsbp", **{**SMALL, **options})
-    x, net, layers = stack(rule, sizes, recurrent, seed, scale, dtype=dtype)
+def compare(options, sizes=(7, 6, 5, 4), recurrent=None, seed=0, scale=1.0, tolerance=1e-10, dtype=torch.float64, thresholds=(1.0, 1.0, 1.0)):
+    rules = [snn_rules.get_rule("strsbp", **{**SMALL, **options, "v_threshold": nu}) for nu in thresholds]
+    x, net, layers = stack(rules, sizes, recurrent, seed, scale, dtype=dtype)
     wanted = [3.0] + [1.0] * (sizes[-1] - 1)
     out = net(x)
     (0.5 * (out.sum(0)[0] - torch.tensor(wanted, dtype=dtype)).square().sum()).backward()
     trains = x[:, 0].T.tolist()
-    for item in layers:
+    for rule, item in zip(rules, layers, strict=True):
         trains = reference.run(rule, item, trains)
     assert out[:, 0].T.tolist() == trains
-    for k, item in enumerate(reference.gradients(rule, layers, wanted)):
-        synapse, node = net[2 * k], net[2 * k + 1]
-        if rule.gradient == "adjoint" or recurrent != k:  # Eq. 28's weights of the layer *before* a RecurrentNode: see the container
+    for k, item in enumerate(reference.gradients(rules, layers, wanted)):
+        synapse, node, rule = net[2 * k], net[2 * k + 1], rules[k]
+        if rule.gradient == "adjoint" or recurrent != k:  # Eq. 26's weights of the layer *before* a RecurrentNode: see the container
             close(synapse.weight.grad, item["w"], tolerance)
         if item["back"] is not None:
             close(node.weight.grad, item["back"], tolerance)
@@ -76,6 +76,13 @@ def test_recurrent_equals_eq_28(silent, solver, gradient, delay):
     compare({"silent": silent, "solver": solver, "gradient": gradient, "delay": delay}, recurrent=1, seed=4)
 
 
+@pytest.mark.parametrize("recurrent", [None, 0, 1])
+@pytest.mark.parametrize("thresholds", [(1.0, 0.7, 0.4), (0.4, 0.9, 1.0)])
+def test_thresholds_by_layer(thresholds, recurrent):
+    """Phi has the threshold of the layer below, Omega and Theta that of their own (Eq. 19)."""
+    compare({}, recurrent=recurrent, seed=4, thresholds=thresholds)
+
+
 @pytest.mark.parametrize("silent", ["expected", "zero"])
 def test_silent_neurons(silent):
     """Some neurons of every layer never fire; what they send and receive follows the option."""
@@ -91,7 +98,7 @@ def test_float32():
 
 @pytest.mark.parametrize("gradient", ["adjoint", "paper"])
 def test_container_of_spikingjelly(gradient):
-    """Converted, a LinearRecurrentContainer is a recurrent layer whose two weights both get Eq. 28's gradient."""
+    """Converted, a LinearRecurrentContainer is a recurrent layer whose two weights both get the gradient of Eq. 26."""
     torch.manual_seed(6)
     rule = snn_rules.get_rule("strsbp", **SMALL, gradient=gradient, delay=0)
     container = layer.LinearRecurrentContainer(neuron.LIFNode(decay_input=False), 6, 6, bias=False).double()
@@ -114,7 +121,7 @@ def test_container_of_spikingjelly(gradient):
     for item in layers:
         trains = reference.run(container.sub_module.rule, item, trains)
     assert out[:, 0].T.tolist() == trains
-    first, second = reference.gradients(container.sub_module.rule, layers, wanted)
+    first, second = reference.gradients([container.sub_module.rule] * 2, layers, wanted)
     close(weight.grad[:, :6], first["w"], 1e-10)
     close(weight.grad[:, 6:], first["back"], 1e-10)
     close(readout.weight.grad, second["w"], 1e-10)
@@ -125,7 +132,7 @@ def test_adjoint_is_the_total_derivative_of_the_papers_model():
     central differences of E by every weight equal the rule's gradients. A delay, a refractory time and recurrence are in."""
     rule = snn_rules.get_rule("strsbp", **SMALL, silent="zero", solver="exact")
     for seed in range(20):  # a start at which every neuron fires, so that all derivatives exist, and Omega is not clamped
-        x, net, layers = stack(rule, (6, 5, 4), recurrent=0, seed=seed, scale=1.2, T=30)
+        x, net, layers = stack([rule] * 2, (6, 5, 4), recurrent=0, seed=seed, scale=1.2, T=30)
         out = net(x)
         trains = x[:, 0].T.tolist()
         for item in layers:

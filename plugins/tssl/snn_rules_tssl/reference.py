@@ -43,7 +43,7 @@ def forward(rule: TSSL, x: list[float]) -> Trace:
 
 
 def phi(rule: TSSL, trace: Trace) -> list[list[float]]:
-    """phi[m][k] = da[t_k] / du[t_m], Eq. 14."""
+    """phi[m][k] = da[t_k] / du[t_m], Eq. 14, with t_p = t_k included as in the authors' code."""
     T, lam = len(trace.s), 1 / rule.tau_m
     table = [[0.0] * T for _ in range(T)]
     for m in reversed(range(T)):

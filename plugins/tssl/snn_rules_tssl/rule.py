@@ -34,11 +34,11 @@ class TSSL(LearningRule):
     dadt: str = parameter(
         "code",
         "",
-        "reading of da/dt_m in Eq. 12: the authors' code, a shift by one step, or the continuous derivative",
+        "reading of da/dt_m in Eq. 12: the authors' code (ca5da518), a shift by one step, or the continuous derivative",
         choices=("code", "shift", "continuous"),
     )
     intra: bool = parameter(True, "", "a spike moves the next spike of its neuron (Eq. 13)")
-    leak: bool = parameter(True, "", "silent steps pass the error of the next spike on; Eq. 14 says they have none")
+    leak: bool = parameter(True, "", "silent steps pass the error of the next spike on; by the text of 3.3.3 and 3.3.4 they have none")
     bound: float = parameter(8.0, "1/v", "largest |dt/du| of Eq. 12 (supplement 2.3)", low=0.0)
     warmup: str = parameter(
         "element",
@@ -46,7 +46,9 @@ class TSSL(LearningRule):
         "where a sigmoid surrogate replaces the rule (supplement 2.3): neuron-steps with little PSC, layers without a spike, nowhere",
         choices=("element", "layer", "off"),
     )
-    target: str = parameter("paper", "", "wanted spike train of the class: paper 0,1,0,1,1 or code 0,1,1,1,1, repeated", choices=("paper", "code"))
+    target: str = parameter(
+        "paper", "", "wanted spike train of the class: paper 0,1,0,1,1 or code 0,1,1,1,1; repeated beyond (ours)", choices=("paper", "code")
+    )
 
     name: ClassVar[str] = "tssl"
     cite: ClassVar[str] = "W. Zhang, P. Li. Temporal spike sequence learning via backpropagation for deep spiking neural networks. NeurIPS 2020."
@@ -92,7 +94,7 @@ class TSSL(LearningRule):
         amplitude = m.u if self.reset == "zero" else self.v_threshold  # of the reset kernel nu
         moved = e + (lam * amplitude) * c.th if self.intra else e  # by dt_m: the others' currents, Eq. 11, and the own next spike, Eq. 13
         d = where(m.spike > 0.0, slope * moved, (1 - lam) * c.th)  # dL/du[t]; th decays with the kernel
-        error = d if self.leak else where(m.spike > 0.0, d, 0.0)  # Eq. 14
+        error = d if self.leak else where(m.spike > 0.0, d, 0.0)  # 3.3.3, 3.3.4
         if self.warmup != "off":
             error = where(cold > 0.0, 5.0 * g * (over - over * over), error)  # 5 h (1 - h)
         b = error if self.psc == "output" else error + keep * c.b  # adjoint of the input filter

@@ -82,7 +82,7 @@ class EventProp(LearningRule):
         return torch.cat([latency(x, first), x.new_zeros(T - first, *x.shape)])
 
     def loss(self, out, target, reduction="mean"):
-        """Cross entropy of the softmax over negative times of the first spikes, in tau_s; `[N, C]` has no times: the largest wins."""
+        """Cross entropy of the softmax over negative times of the first spikes, in tau_0; `[N, C]` has no times: the largest wins."""
         return first_spike_loss(-out if out.dim() == 2 else first_spike_steps(out) / self.tau_0, target, reduction)
 
     def predict(self, out):
