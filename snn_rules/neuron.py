@@ -273,8 +273,8 @@ class RuleNode(neuron.BaseNode):
 def warn_zero_gradient(where: str, rule: str) -> None:
     """Dead layers, and losses that cannot teach a rule, must not train nothing in silence."""
     warnings.warn(
-        f"{where}: the first backward pass gave a gradient of exactly zero for the whole layer; either no neuron of it or after it "
-        f"can fire (try larger weights, or a lower v_threshold), or the loss cannot teach {rule!r} (use rule.loss, which fits its code)",
+        f"{where}: a backward pass gave a gradient of exactly zero for the whole layer; either none of its neurons can fire "
+        f"(try larger weights, or a lower v_threshold), or the loss cannot teach {rule!r} (use rule.loss, which fits its code)",
         stacklevel=3,
     )
 

@@ -222,6 +222,7 @@ def test_bad_input(rule):
         n.reset()
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient of exactly zero")  # stdbp, of a loss of rates
 @every_rule
 def test_forgotten_reset(rule):
     n, x = node(rule), signal().requires_grad_()
@@ -246,12 +247,28 @@ def test_double_backward_is_refused(rule):
 
 def test_a_dead_layer_warns_once():
     n = node("tssl", warmup="off")
-    with pytest.warns(UserWarning, match=r"RuleNode \(tssl\): .* no neuron of it or after it can fire"):
+    with pytest.warns(UserWarning, match=r"RuleNode \(tssl\): .* none of its neurons can fire"):
         n(torch.zeros(4, 2, 3, requires_grad=True)).sum().backward()
     n.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         n(torch.zeros(4, 2, 3, requires_grad=True)).sum().backward()
+
+
+def test_a_layer_that_dies_later_warns_and_a_solved_task_does_not():
+    n = node("tssl", warmup="off")
+
+    def learn(drive, factor):
+        (factor * n(torch.full((4, 2, 3), drive, requires_grad=True))).sum().backward()
+        n.reset()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn(9.0, 1.0)
+        learn(0.0, 0.0)  # the loss asks for nothing
+        learn(0.0, 1.0)  # the third pass, at which it does not look
+    with pytest.warns(UserWarning, match="gave a gradient of exactly zero"):
+        learn(0.0, 1.0)
 
 
 def test_repr_shows_what_differs_from_the_paper():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,13 +18,29 @@ _NONE = Eager()  # in the place of an executor until `run` has chosen one
 
 
 @dataclass(slots=True)
+class Stuck:
+    """Whether a layer that is sent errors passes none on. It looks at the first backward pass, the second, the fourth, and so on."""
+
+    passes: int = 0
+    said: bool = False
+
+    def at(self, g: Tensor, gradient: Tensor) -> bool:
+        """Of this pass, once."""
+        self.passes += 1
+        if self.said or self.passes & (self.passes - 1) or not gradient.numel() or bool(gradient.any()):
+            return False
+        self.said = bool(g.any())
+        return self.said
+
+
+@dataclass(slots=True)
 class Report:
     """What the passes leave behind for the neuron that ran them."""
 
     learns: bool = False  # from the train whose state the neuron holds
     last: Any = None  # the potential after the last run
     warm: bool = False  # since the last backward pass, a train has begun in another state than at rest
-    silent: bool | None = None  # the first backward pass gave a gradient of exactly zero
+    stuck: Stuck = field(default_factory=Stuck)
     values: tuple[int, State] | None = None  # the steps and the values of each neuron of the last backward pass, for diagnostics
 
 
@@ -35,7 +51,7 @@ class Job:
     rule: LearningRule
     state: State
     report: Report
-    notify: Callable[[], None]  # called when the first backward pass gives a gradient of exactly zero
+    notify: Callable[[], None]  # called when it is stuck
     record: bool = False  # keep the potential at each step,
     recorded: Tensor | None = None  # `[T, N, *]`
     finite: bool | None = None  # of the state afterwards; None: the executor has not looked
@@ -48,15 +64,13 @@ class Job:
         self.about, self.finite = tape.about, tape.finite
         return spikes, tape.values
 
-    def passed(self, dx: Tensor, neurons: State) -> None:
+    def passed(self, g: Tensor, dx: Tensor, neurons: State) -> None:
         report = self.report
         report.warm = False
         if self.rule.diagnostics:
             report.values = dx.shape[0], neurons
-        if report.silent is None and dx.numel():
-            report.silent = not bool(dx.any())
-            if report.silent:
-                self.notify()
+        if report.stuck.at(g, dx):
+            self.notify()
 
 
 def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | None = None) -> Tensor:
@@ -105,8 +119,8 @@ class _Learn(torch.autograd.Function):
         tape = Tape(values, job.about)
         if weight is None:
             dx, neurons = job.run_by.backward(job.rule, tape, g)
-            job.passed(dx, neurons)
+            job.passed(g, dx, neurons)
             return dx, None
         dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
-        job.passed(dx, neurons)
+        job.passed(g, dx, neurons)
         return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snn_rules import RecurrentNode, RuleError, RuleNode
 from snn_rules.kernels import ops
+from snn_rules.kernels.autograd import Stuck
 from snn_rules.kernels.eager import DTYPES
 from snn_rules.kernels.transforms import refuse
 from snn_rules.neuron import warn_zero_gradient
@@ -41,7 +42,7 @@ class _Fused:
             x, weight = F.pad(x, (0, 1)), torch.cat([weight, bias[:, None]], 1)
         if torch.compiler.is_compiling():
             return first_spikes(x, weight, self.key)[0]
-        return _FirstSpikes.apply(x, weight, self.rule, self.first_gradient)
+        return _FirstSpikes.apply(x, weight, self.rule, self.passed)
 
     def check(self, x: Tensor, *weights: Tensor | None) -> None:
         if torch.compiler.is_compiling():  # a graph does not look at values
@@ -65,15 +66,13 @@ class _Fused:
         if any(bool(w.sum().isnan()) and bool(w.isnan().any()) for w in given):  # its neuron would count as silent
             raise RuleError(f"{where}: its weights hold nan; lower the learning rate, and go on from weights without")
 
-    def first_gradient(self, gradient: Tensor) -> None:
-        if "looked" not in vars(self):
-            vars(self)["looked"] = True
-            if not bool(gradient.any()):
-                warn_zero_gradient(f"layer {self.path!r} (stdbp)", "stdbp")
+    def passed(self, g: Tensor, gradient: Tensor) -> None:
+        if vars(self).setdefault("stuck", Stuck()).at(g, gradient):
+            warn_zero_gradient(f"layer {self.path!r} (stdbp)", "stdbp")
 
     def unfuse(self) -> None:
         """Back to the layer that it was."""
-        for name in ("rule", "path", "key", "looked"):
+        for name in ("rule", "path", "key", "stuck"):
             vars(self).pop(name, None)
         self.__class__ = vars(self).pop("stock")
 
@@ -81,8 +80,10 @@ class _Fused:
 class FirstSpikeLinear(_Fused, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         self.check(x, self.weight, self.bias)
-        if x.shape[-1] != self.in_features:
-            raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_features}]")
+        if x.shape[-1] != self.in_features or (x.dim() > 2 and x.shape[0] != 1):
+            raise RuleError(
+                f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_features}], each sent once"
+            )
         out = self.times(x.reshape(-1, self.in_features), self.weight, self.bias)
         return out.view(*x.shape[:-1], self.out_features)
 
@@ -90,8 +91,9 @@ class FirstSpikeLinear(_Fused, nn.Linear):
 class FirstSpikeConv2d(_Fused, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         self.check(x, self.weight, self.bias)
-        if x.dim() < 3 or x.shape[-3] != self.in_channels:
-            raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times [1, N, {self.in_channels}, H, W]")
+        if x.dim() < 3 or x.shape[-3] != self.in_channels or (x.dim() > 4 and x.shape[0] != 1):
+            shape = f"[1, N, {self.in_channels}, H, W]"
+            raise RuleError(f"layer {self.path!r} (stdbp): the input has shape {list(x.shape)}; pass times {shape}, each sent once")
         images = x.reshape(-1, *x.shape[-3:])
         (top, left), window = self.padding, self.rule.window  # padding is silent
         padded = F.pad(images, (left, left, top, top), value=window)

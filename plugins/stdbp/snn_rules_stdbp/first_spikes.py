@@ -160,8 +160,8 @@ def _say_once(message: str) -> None:
 
 class _FirstSpikes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, times: Tensor, weight: Tensor, rule: STDBP, notify: Any) -> Tensor:
-        ctx.rule, ctx.notify, run_by = rule, notify, executor(rule, times, weight)
+    def forward(ctx: Any, times: Tensor, weight: Tensor, rule: STDBP, passed: Any) -> Tensor:
+        ctx.rule, ctx.passed, run_by = rule, passed, executor(rule, times, weight)
         out, slope = run_by.forward(rule, times, weight)
         ctx.save_for_backward(times, weight, out, slope)
         return out
@@ -171,5 +171,5 @@ class _FirstSpikes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         times, weight, out, slope = ctx.saved_tensors
         d_times, d_weight = executor(ctx.rule, times, weight).backward(ctx.rule, times, weight, out, slope, grads[0])
-        ctx.notify(d_weight)
+        ctx.passed(grads[0], d_weight)
         return d_times, d_weight, None, None

@@ -16,7 +16,7 @@ RULE = snn_rules.get_rule("stdbp", mode="event", t_max=3.0)
 
 
 def first_spikes(times, weight, rule=RULE):
-    return _FirstSpikes.apply(times, weight, rule, lambda _: None)
+    return _FirstSpikes.apply(times, weight, rule, lambda *_: None)
 
 
 def case(seed, batch=5, inputs=9, outputs=7, mean=0.4, dtype=torch.float64):
@@ -213,6 +213,11 @@ def test_bad_input():
         net(torch.rand(1, 2, 3, 8, 8))
     with pytest.raises(snn_rules.RuleError, match=r"layer '5' \(stdbp\): the input has shape \[1, 2, 7\]"):
         net[5](torch.rand(1, 2, 7))
+    for path, x in (("0", torch.rand(4, 2, 1, 8, 8)), ("5", torch.rand(4, 2, net[5].in_features))):  # T steps
+        with pytest.raises(
+            snn_rules.RuleError, match=rf"layer '{path}' \(stdbp\): the input has shape \[4, 2, .*; pass times \[1, N, .*, each sent once"
+        ):
+            net[int(path)](x)
     net[5].bias = nn.Parameter(torch.full((10,), float("nan")))
     with pytest.raises(snn_rules.RuleError, match=r"layer '5' \(stdbp\): its weights hold nan"):
         net(torch.rand(1, 2, 1, 8, 8))
@@ -220,7 +225,7 @@ def test_bad_input():
     net[5].weight.data.fill_(-1.0)
     with pytest.warns(UserWarning) as said:
         net(torch.rand(1, 2, 1, 8, 8)).sum().backward()
-    assert [str(w.message).split(":")[0] for w in said] == ["layer '5' (stdbp)", "layer '0' (stdbp)"]
+    assert [str(w.message).split(":")[0] for w in said] == ["layer '5' (stdbp)"]  # no error comes to layer 0
     assert "gradient of exactly zero" in str(said[0].message)
 
 

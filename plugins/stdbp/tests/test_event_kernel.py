@@ -105,7 +105,7 @@ def test_memory_that_is_not_contiguous(dtype):
         for mine, same in zip(agree(t, w), both(t.contiguous(), w.contiguous())[0], strict=True):
             assert torch.equal(mine, same)
     times, weight = times.requires_grad_(), weight.requires_grad_()
-    layer._FirstSpikes.apply(times, weight, RULE, lambda _: None).sum().backward()  # a gradient of stride 0
+    layer._FirstSpikes.apply(times, weight, RULE, lambda *_: None).sum().backward()  # a gradient of stride 0
     assert times.grad.shape == want[2].shape and weight.grad.is_contiguous()
 
 
@@ -128,7 +128,7 @@ def test_gradcheck_of_the_kernels():
     times, weight = case(6, 3, 12, 18, torch.float64)
     assert isinstance(layer.executor(RULE, times, weight), layer.Compiled)
     assert torch.autograd.gradcheck(
-        lambda t, w: layer._FirstSpikes.apply(t, w, RULE, lambda _: None), (times.requires_grad_(), weight.requires_grad_())
+        lambda t, w: layer._FirstSpikes.apply(t, w, RULE, lambda *_: None), (times.requires_grad_(), weight.requires_grad_())
     )
 
 
@@ -154,7 +154,7 @@ def test_other_dtypes_and_mixed_ones_run_on_tensors_and_say_so_once():
             assert isinstance(layer.executor(RULE, times.half(), weight.half()), layer.Eager)
             assert isinstance(layer.executor(RULE, times, weight.double()), layer.Eager)
     assert len(said) == 2  # one a reason
-    assert layer._FirstSpikes.apply(times, weight.double(), RULE, lambda _: None).shape == (3, 4)
+    assert layer._FirstSpikes.apply(times, weight.double(), RULE, lambda *_: None).shape == (3, 4)
     assert RULE.own_layers(times) == ("compiled for the CPU", "a C++ compiler is installed")
 
 
@@ -167,10 +167,10 @@ def test_without_a_compiler_it_says_so_once(monkeypatch):
     try:
         times, weight = case(9, 3, 5, 4, torch.float64)
         with pytest.warns(UserWarning, match=r"the event layers of 'stdbp' run on torch tensors, many times slower: neither g\+\+"):
-            out = layer._FirstSpikes.apply(times, weight, RULE, lambda _: None)
+            out = layer._FirstSpikes.apply(times, weight, RULE, lambda *_: None)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            again = layer._FirstSpikes.apply(times.float(), weight.float(), RULE, lambda _: None)
+            again = layer._FirstSpikes.apply(times.float(), weight.float(), RULE, lambda *_: None)
         torch.testing.assert_close(again, out.float())
     finally:
         layer._loaded.cache_clear(), layer._say_once.cache_clear()
