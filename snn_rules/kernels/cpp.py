@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .chunks import each, indent, kernel
-from .emit import Lines, condition, constant, leaves
+from .emit import Lines, condition, constant, leaves, of_the_neuron
 from .graph import BOOLEAN, Node, order
 from .program import Program, Stage
 
@@ -219,7 +219,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
 
     Its carries are in the arrays `C_NAME`, states after the last step in `F_NAME`, other values of the neuron in `H_NAME`.
     """
-    walk, delay, kept = stage.back, program.delay, set(stage.scratch)
+    walk, delay, kept = stage.back, program.delay, stage.scratch
     assert walk is not None
     ahead = stage.ahead.carry if stage.ahead else {}
 
@@ -232,8 +232,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
     roots = [*walk.put.values(), *walk.carry.values()]
     once = Lines(name, prefix="h")  # what is the same at each step
     for node in order([*roots, *stage.between.values()], kept):
-        kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
-        if kinds and kinds <= {"final", "neuron", "total"}:
+        if of_the_neuron(node, kept):
             once(node)
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
     made, after = ({n: lines(node) for n, node in nodes.items()} for nodes in (walk.put, walk.carry))

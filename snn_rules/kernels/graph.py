@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..rule import LearningRule, RuleError, Sweep
 
 Number = int | float
-BOOLEAN = {">=", ">", "<=", "<", "&", "|", "not"}
+BOOLEAN = {">=", ">", "<=", "<", "==", "!=", "&", "|", "not"}
 
 
 class Node:
-    """An operation and what it is applied to. Equal expressions are one object (see `Graph.node`)."""
+    """An operation and what it is applied to. Equal expressions are one object (see `Graph.node`), and go by their identity:
+    `==` and `!=` are a rule's own, and make nodes."""
 
     __slots__ = ("args", "graph", "op", "value")
+    __hash__ = object.__hash__
 
     def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], value: Any):
         self.graph, self.op, self.args, self.value = graph, op, args, value
@@ -53,7 +55,7 @@ def _operators() -> None:
     for name, op in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "and": "&", "or": "|"}.items():
         setattr(Node, f"__{name}__", make(op, False))
         setattr(Node, f"__r{name}__", make(op, True))
-    for name, op in {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}.items():
+    for name, op in {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "eq": "==", "ne": "!="}.items():
         setattr(Node, f"__{name}__", make(op, False))
 
 
@@ -140,7 +142,7 @@ class Leaves:
         return self.read[name]
 
 
-@dataclass
+@dataclass(eq=False)
 class Walk:
     """One walk over time of the backward pass: what it reads, puts out and carries."""
 
@@ -150,7 +152,7 @@ class Walk:
     carry: dict[str, Node]
 
 
-@dataclass
+@dataclass(eq=False)
 class Traced:
     """A rule as graphs. The walks are built on the nodes of the step: what it saved, its spike, its input."""
 
@@ -215,13 +217,13 @@ def _lifted(graph: Graph, values: dict[str, Any]) -> dict[str, Node]:
     return {name: graph.lift(value) for name, value in values.items()}
 
 
-def order(roots: Iterable[Node], cut: Collection[Node] = ()) -> list[Node]:
+def order(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[Node]:
     """The nodes below the roots, arguments first; not looking below the nodes in `cut`."""
-    seen: dict[int, Node] = {}
+    hidden, seen = {id(n) for n in cut}, dict[int, Node]()
 
     def visit(node: Node) -> None:
         if id(node) not in seen:
-            for arg in node.args if node not in cut else ():
+            for arg in node.args if id(node) not in hidden else ():
                 visit(arg)
             seen[id(node)] = node
 

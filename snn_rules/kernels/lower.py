@@ -13,7 +13,7 @@ from dataclasses import replace
 from .graph import Node, Traced, Walk, order
 from .prelude import NEAR
 
-TURNED = {">=": "<=", ">": "<", "<=": ">=", "<": ">"}  # comparisons, with the sides changed
+TURNED = {">=": "<=", ">": "<", "<=": ">=", "<": ">", "==": "==", "!=": "!="}  # comparisons, with the sides changed
 SMALL = 1e-30  # a difference from a number beyond it is never denormal, and so never taken for zero
 
 

@@ -17,7 +17,7 @@ from .graph import BOOLEAN, Node, Traced, Walk, order, trace
 from .lower import lowered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One backward kernel: a forward sweep along with the steps, then a reverse sweep; or one of the two."""
 
