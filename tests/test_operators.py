@@ -1,5 +1,6 @@
 """Every operator and function that a step may use, from its text through the graph and the kernels: the values of eager torch."""
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from snn_rules.kernels import Compiled, Eager
-from snn_rules.ops import spike, where
-from snn_rules.rule import LearningRule, Values
+from snn_rules.kernels import Compiled, Eager, executor
+from snn_rules.kernels.trace import trace
+from snn_rules.ops import heaviside, spike, where
+from snn_rules.rule import LearningRule, RuleError, Values, sweep
 from snn_rules.testing import nvrtc, proof
 
 Formula = Callable[[Any, Any], Any]  # of the input of the step before and that of now
@@ -25,6 +27,21 @@ TABLES: dict[str, dict[str, Formula]] = {
         "!=": lambda v, x: where(x != 0.5, v, x),
         "!= of two": lambda v, x: where(v != x, 0.25, x),
         "!= as a number": lambda v, x: (x != v) * x,
+    },
+    "conditions": {
+        "in arithmetic": lambda v, x: x * (x > 0.5) + (v < x) / 2.0 - (v >= 0.5) * 1.0,
+        "negated": lambda v, x: where(~(x > 0.5), v, x) + where(~((x > 0.0) & (v > 0.0)), 0.0, x),
+        "chosen": lambda v, x: x * where(v > 0.0, x < v, 0.0),
+        "chosen, both": lambda v, x: where(where(v > 0.0, x < v, x < 0.5), v, x),
+        "chosen, one plain": lambda v, x: where(where(v > 0.0, x < v, True), v, x),
+        "compared": lambda v, x: where((x < 0.5) >= 0.5, v, x) + where((x < 0.5) == (v < 0.5), 0.25, x),
+        "compared with zero": lambda v, x: where((x < 0.5) > 0.0, v, x),
+        "of a parameter": lambda v, x: where((x > v) & True, v, x) + where((x > v) | False, 0.0, v),
+        "nested": lambda v, x: where((x > 0.0) & ((v > 0.0) | (x > v)) & ~(x == v), v - x, where(x <= v, -x, 0.5 * v)),
+    },
+    "beyond": {
+        "abs": lambda v, x: abs(x) - abs(v - x),
+        "square": lambda v, x: x**2 - (v + x) ** 2.0,
     },
 }  # fmt: skip
 
@@ -81,3 +98,97 @@ def test_cuda_has_the_values_of_the_cpu(table: str) -> None:
         pytest.skip(str(cause))
     for name, (by_ptx, by_cpu) in proof.agreement(rule_of(TABLES[table]), shape=(9, 70)).items():
         assert torch.equal(by_ptx, by_cpu), name
+
+
+FOREIGN: dict[str, tuple[Formula, str]] = {
+    "a cube": (lambda v, x: x**3, "unsupported operand"),
+    "a remainder": (lambda v, x: x % 2.0, "unsupported operand"),
+    "or else": (lambda v, x: where((x > v) ^ (x > 0.0), v, x), "unsupported operand"),
+    "a function of torch": (lambda v, x: torch.tanh(x), r"tanh\(\).* must be Tensor"),
+    "a method of tensors": (lambda v, x: x.clamp(0.0, 1.0), "no attribute 'clamp'"),
+    "torch's where": (lambda v, x: torch.where(x > v, x, v), r"where\(\) received an invalid combination"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_foreign_runs_on_torch_and_says_why(name: str) -> None:
+    formula, why = FOREIGN[name]
+    rule, x = rule_of({name: formula}), torch.rand(3, 5)
+    says = rf"rule 'tested': its step cannot be made a kernel \(.*{why}.*\); it may use .* the functions of snn_rules\.ops"
+    with pytest.raises(RuleError, match=says) as refusal:
+        trace(rule)
+    assert "\n" not in str(refusal.value)
+    with pytest.warns(UserWarning, match=f"'tested' runs on torch tensors, many times slower: {says}"):
+        runs_by = executor(rule, x)
+    assert type(runs_by) is Eager and runs_by.forward(rule, x, {})[0].shape == x.shape
+
+
+def test_a_function_of_numbers_is_foreign() -> None:
+    with pytest.raises(RuleError, match=r"its step cannot be made a kernel \(must be real number, not Node\)"):
+        trace(rule_of({"exp": lambda v, x: math.exp(x)}))
+
+
+def test_a_number_is_no_condition() -> None:
+    for formula in (lambda v, x: where(x, v, x), lambda v, x: where(x & (v > 0.0), v, x), lambda v, x: ~x):
+        with pytest.raises(RuleError, match=r"gives a number to where, &, \| or ~, which take conditions; write x != 0\.0 in the place of x"):
+            trace(rule_of({"": formula}))
+
+
+def test_a_sweep_is_named() -> None:
+    @dataclass(frozen=True)
+    class Swept(LearningRule):
+        name: ClassVar[str] = "swept"
+
+        def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+            return spike(x, 1.0), {"v": m.v}, {}
+
+        @sweep(reverse=True)
+        def back(self, c: Any, m: Any) -> tuple[Values, Values]:
+            return {"dx": m.g.tanh()}, {}
+
+    with pytest.raises(RuleError, match=r"rule 'swept': its sweep 'back' cannot be made a kernel \('Node' object has no attribute 'tanh'\)"):
+        trace(Swept())
+
+
+def test_a_condition_is_a_spike() -> None:
+    @dataclass(frozen=True)
+    class Bare(LearningRule):
+        name: ClassVar[str] = "bare"
+
+        def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+            return x >= 1.0, {"v": x}, {}
+
+    x, _ = signal(torch.float32)
+    assert torch.equal(Compiled().forward(Bare(), x, {})[0], (x >= 1.0).float())
+
+
+def test_a_condition_is_a_number_where_numbers_are_kept() -> None:
+    """In a state, in what a sweep carries, and in what `between` makes."""
+
+    @dataclass(frozen=True)
+    class Kept(LearningRule):
+        name: ClassVar[str] = "kept"
+        diagnostics: ClassVar[dict[str, Any]] = {"many": lambda m: m.many}
+
+        def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+            return heaviside(x + 0.5 * m.v - 1.0), {"v": x > 0.5}, {}
+
+        @sweep(reverse=False, n=0.0)
+        def count(self, c: Any, m: Any) -> tuple[Values, Values]:
+            return {}, {"n": c.n + m.s}
+
+        def between(self, sums: Any) -> Values:
+            return {"many": sums.n > 2.0}
+
+        @sweep(reverse=True, later=0.0)
+        def back(self, c: Any, m: Any) -> tuple[Values, Values]:
+            return {"dx": where(m.many, c.later, m.g)}, {"later": m.g > 0.0}
+
+    x, g = signal(torch.float32)
+    by_kernels = Compiled()
+    spikes, states, tape, _ = Eager().forward(Kept(), x, {})
+    found, found_states, found_tape, _ = by_kernels.forward(Kept(), x, {})
+    assert torch.equal(found, spikes) and torch.equal(found_states["v"], states["v"].float())
+    dx, values = Eager().backward(Kept(), tape, g)
+    dx_found, values_found = by_kernels.backward(Kept(), found_tape, g)
+    assert torch.equal(dx_found, dx) and torch.equal(values_found["many"], values["many"].float()) and values["many"].any()
