@@ -69,8 +69,8 @@ def _rule(info: RuleInfo) -> dict[str, Any]:
         runner, own = executor(rule, x), rule.own_layers(x)
         said = {"executor": runner.name, "why": runner.why, "recurrent": _recurrent(rule, x), "own layers": ": ".join(own) if own else None}
         return entry | {"loads": True, "error": None} | said
-    except RuleError as refusal:
-        return entry | {"loads": False, "error": str(refusal), "executor": None, "why": None}
+    except Exception as refusal:  # of anybody's code: the other rules are still to be seen
+        return entry | {"loads": False, "error": str(refusal) or type(refusal).__name__, "executor": None, "why": None}
 
 
 def _recurrent(rule: LearningRule, x: torch.Tensor) -> str:

@@ -63,10 +63,8 @@ def _pick(name: str, plain: Any, a: Any, b: Any) -> Any:
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return plain(a, b)
     first, second = (a, b) if not isinstance(a, (int, float)) else (b, a)
-    if isinstance(first, Tensor) and isinstance(second, Tensor):  # of equals the first, which has the whole gradient
+    if isinstance(first, Tensor):  # of equals the first, which has the whole gradient: at a bound, torch.clamp gives it to nobody
         return torch.where(first > second if name == "minimum" else first < second, second, first)
-    if isinstance(first, Tensor):
-        return torch.clamp(first, max=second) if name == "minimum" else torch.clamp(first, min=second)
     return getattr(first, name)(second)
 
 

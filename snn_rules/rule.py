@@ -1,7 +1,7 @@
 """What a learning rule is: one time step of one neuron, the walks over time that make its backward pass, parameters.
 
-`step` and the sweeps may use `+ - * /`, comparisons, `&` and `|`, and the functions of `snn_rules.ops`, nothing else:
-the same text runs on torch tensors and on symbols, from which kernels are made.
+`step` and the sweeps may use `+ - * /`, `abs`, the square `u**2`, comparisons, `&`, `|` and `~`, and the functions of `snn_rules.ops`,
+nothing else: the same text runs on torch tensors and on symbols, from which kernels are made.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import snn_rules
-from snn_rules.kernels.buffers import PAGE, SMALLEST, Pool, memory
+from snn_rules.kernels.buffers import PAGE, SMALLEST, Pool, _capacity, memory
 
 
 def test_a_block_comes_back_when_its_last_user_is_gone():
@@ -32,6 +34,40 @@ def test_the_pool_is_capped():
     del blocks
     gc.collect()
     assert pool.waiting == 2 * PAGE
+
+
+def test_sizes_that_are_used_no_more_make_room():
+    pool = Pool(8 * PAGE)
+    before = [pool.take(2 * PAGE) for _ in range(4)]
+    del before
+    gc.collect()
+    assert pool.waiting == 8 * PAGE
+    for size in (3, 3, 5):  # the pages that come back are those that are taken next
+        block = pool.take(size * PAGE)
+        block[0] = b"x"
+        del block
+        gc.collect()
+        assert pool.waiting <= 8 * PAGE
+        again = pool.take(size * PAGE)
+        assert again[0] == b"x" and pool.waiting + size * PAGE <= 8 * PAGE
+        del again
+        gc.collect()
+    whole, too_large = pool.take(8 * PAGE), pool.take(9 * PAGE)
+    del too_large
+    gc.collect()
+    assert 0 < pool.waiting <= 8 * PAGE  # for the sake of what never fits, nothing is dropped
+    del whole
+    gc.collect()
+    assert pool.waiting == 8 * PAGE
+
+
+def test_a_capacity_that_is_none_is_said_in_one_line():
+    for given in ("-1", "1.5", ""):
+        with pytest.raises(snn_rules.RuleError, match=rf"^SNN_RULES_POOL_MB='{given}' should be a whole number of megabytes, at least 0"):
+            _capacity(given)
+    given = {**os.environ, "SNN_RULES_POOL_MB": "abc"}
+    done = subprocess.run([sys.executable, "-c", "import snn_rules.kernels"], env=given, capture_output=True, text=True)
+    assert done.stderr.strip().splitlines()[-1].startswith("snn_rules.rule.RuleError: SNN_RULES_POOL_MB='abc' should be")
 
 
 def test_tensors_of_the_pool_are_ordinary():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,22 @@ def test_doctor_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["compiled"] and row["registers"] and row["spills"] == 0 for row in rows)
     assert "sm_120" in done("doctor", "--kernels")
     assert "kernels" not in json.loads(done("doctor", "--json"))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.filterwarnings("ignore:'cubic' runs on torch tensors")
+def test_doctor_survives_a_rule_that_cannot_be_a_kernel(install: Callable[..., Path]) -> None:
+    step = "    def step(self, m, x):\n        return {}\n\n@hookimpl"
+    install("cubic", ("@hookimpl", step.format('x**3, {"v": m.v}, {}')))
+    install("short", ("@hookimpl", step.format("x")))
+    for rule in json.loads(done("doctor", "--json"))["rules"]:
+        if rule["name"] == "cubic":
+            assert rule["loads"] and rule["executor"] == "eager torch" and "its step cannot be made a kernel (unsupported" in rule["why"]
+        elif rule["name"] == "short":
+            assert not rule["loads"] and "iter" in rule["error"]
+        else:
+            assert rule["loads"] and rule["executor"] != "eager torch"
+    assert "cannot be made a kernel" in " ".join(done("doctor").split())
 
 
 def test_doctor_survives_a_rule_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import snn_rules
 from snn_rules.kernels import Compiled, Eager, chunks, compiled, executor
 from snn_rules.kernels.build import build
 from snn_rules.kernels.compiled import Kernels
-from snn_rules.kernels.graph import trace
 from snn_rules.kernels.prelude import NEAR, prelude
 from snn_rules.kernels.program import program
+from snn_rules.kernels.trace import trace
 from snn_rules.ops import exp, heaviside, maximum, minimum, spike, where
 from snn_rules.rule import LearningRule, RuleError, Values, sweep
 

@@ -211,3 +211,27 @@ def test_a_sweep_that_reads_what_nothing_makes_is_refused() -> None:
     for recurrent in (False, True):
         with pytest.raises(RuleError, match=r"rule 'misspelt': a sweep reads \['uu'\], which neither the step nor an earlier sweep has made"):
             program(Misspelt(), 5, recurrent)
+
+
+@pytest.mark.parametrize("name", ["tssl", "strsbp"])
+@pytest.mark.parametrize("by", [Eager(), None], ids=["eager", "kernels"])
+def test_autocast_changes_nothing(name: str, by: Eager | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the forward nor the backward pass takes its products in bfloat16."""
+    if by:
+        monkeypatch.setattr("snn_rules.kernels.autograd.executor", lambda *_: by)
+    torch.manual_seed(0)
+    x, g = 4 * torch.rand(9, 2, 12), torch.randn(9, 2, 12)
+    node = snn_rules.RecurrentNode(12, name, **({"v_threshold": 2.0} if name == "strsbp" else {}))
+
+    def run(autocast: bool) -> list[Tensor | None]:
+        node.reset()
+        node.zero_grad()
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            spikes = node(leaf)
+            spikes.backward(g)
+        return [spikes.detach(), leaf.grad, node.weight.grad]
+
+    for plain, within in zip(run(False), run(True), strict=True):
+        assert plain is not None and within is not None and plain.any()
+        assert within.dtype == torch.float32 and torch.equal(plain, within)

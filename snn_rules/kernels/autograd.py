@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +61,8 @@ class Job:
 
     def forward(self, x: Tensor, weight: Tensor | None, learns: bool = True) -> tuple[Tensor, Sequence[Any]]:
         """The spikes, and what the backward pass needs."""
-        spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record, learns)
+        with _own_dtype(x):
+            spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record, learns)
         self.about, self.finite = tape.about, tape.finite
         return spikes, tape.values
 
@@ -101,6 +103,12 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     return spikes
 
 
+def _own_dtype(x: Tensor) -> AbstractContextManager[object]:
+    """Products with recurrent weights, too, are made in the dtype of the state: autocast is off inside, on the way back as well."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 class _Learn(torch.autograd.Function):
     """A layer of neurons: forward by the rule's steps, backward by its sweeps."""
 
@@ -117,10 +125,11 @@ class _Learn(torch.autograd.Function):
             return once_differentiable(_Learn.backward)(ctx, g)
         job, (weight, *values) = ctx.job, ctx.saved_tensors
         tape = Tape(values, job.about)
-        if weight is None:
-            dx, neurons = job.run_by.backward(job.rule, tape, g)
-            job.passed(g, dx, neurons)
-            return dx, None
-        dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
+        with _own_dtype(g):
+            if weight is None:
+                dx, neurons = job.run_by.backward(job.rule, tape, g)
+                job.passed(g, dx, neurons)
+                return dx, None
+            dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
         job.passed(g, dx, neurons)
         return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None

@@ -1,7 +1,7 @@
 """Large tensors on recycled memory: for them, what a kernel costs is mostly the first touch of fresh pages.
 
 Blocks of at least `SMALLEST` bytes are mapped in huge pages and come back when the last tensor on them dies. At most
-`SNN_RULES_POOL_MB` (default 1024; 0: none) wait for the next tensor. Such a tensor cannot resize its storage.
+`SNN_RULES_POOL_MB` (default 1024; 0: none) wait for the next tensor; the longest waiting make room. Such a tensor cannot resize its storage.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import mmap
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 from torch import Tensor
+
+from ..rule import RuleError
 
 SMALLEST = 4 << 20
 PAGE = 2 << 20  # a huge page
@@ -24,16 +27,16 @@ PAGE = 2 << 20  # a huge page
 class Pool:
     def __init__(self, capacity: int):
         self.capacity, self.waiting = capacity, 0
-        self._blocks: dict[int, list[mmap.mmap]] = {}
+        self._blocks = deque[mmap.mmap]()  # the longest waiting first
         self._lock = threading.RLock()  # a collection inside `take` may give a block back
 
     def take(self, size: int) -> ctypes.Array[ctypes.c_char]:
         """Memory of at least `size` bytes; it returns to the pool when nothing refers to it any more."""
         size = -(-size // PAGE) * PAGE
         with self._lock:
-            waiting = self._blocks.get(size)
-            block = waiting.pop() if waiting else None
-            self.waiting -= size if block is not None else 0
+            block = next((block for block in reversed(self._blocks) if len(block) == size), None)  # the last one may be in a cache
+            if block is not None:
+                self._drop(block)
         if block is None:
             block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -45,12 +48,30 @@ class Pool:
 
     def _give_back(self, block: mmap.mmap, size: int) -> None:
         with self._lock:
-            if self.waiting + size <= self.capacity:
-                self._blocks.setdefault(size, []).append(block)
-                self.waiting += size
+            if size > self.capacity:
+                return
+            while self.waiting + size > self.capacity:  # of a size that is used no more, as it seems
+                self._drop(self._blocks[0])
+            self._blocks.append(block)
+            self.waiting += size
+
+    def _drop(self, block: mmap.mmap) -> None:
+        self._blocks.remove(block)
+        self.waiting -= len(block)
 
 
-_pool = Pool(int(os.environ.get("SNN_RULES_POOL_MB", "1024")) << 20)
+def _capacity(given: str) -> int:
+    """Bytes, from the megabytes that the environment gives."""
+    try:
+        megabytes = int(given)
+    except ValueError:
+        megabytes = -1
+    if megabytes < 0:
+        raise RuleError(f"SNN_RULES_POOL_MB={given!r} should be a whole number of megabytes, at least 0; leave it out for 1024")
+    return megabytes << 20
+
+
+_pool = Pool(_capacity(os.environ.get("SNN_RULES_POOL_MB", "1024")))
 
 
 def memory(x: Tensor) -> Callable[[Tensor], Tensor]:

@@ -38,7 +38,8 @@ def kernel(name: str, pointers: tuple[str, ...], body: str, scratch: int = 0, st
 template <class A> static inline __attribute__((always_inline))
 void {name}_chunk(B& wrong, void** p, int64_t{"" if steps else " T"}, int64_t M, int64_t j0, {count}, {held}) {{
 {unpack}
-{body.replace("REST", "8" if steps else "1").replace("AHEAD", ahead).replace("BACK", back)}}}
+  const int64_t AHEAD = {ahead}, BACK = {back}; (void)AHEAD; (void)BACK;
+{body}}}
 extern "C" int {name}(void** p, int64_t T, int64_t M, int threads) {{
 {choose}  int64_t share = (M + threads - 1) / threads; share = (share + L - 1) / L;
   width = width < share ? width : share; width = width < 1 ? 1 : width;

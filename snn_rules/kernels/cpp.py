@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .chunks import each, indent, kernel
-from .emit import Lines, condition, constant, leaves
+from .emit import Lines, condition, constant, leaves, of_the_neuron
 from .graph import BOOLEAN, Node, order
 from .program import Program, Stage
 
@@ -25,7 +25,7 @@ class Source:
 def forward(program: Program, steps: int | None = None) -> Source:
     """Spikes and the state after the last step. Returns 1 where a state is not finite."""
     pointers = program.pointers[0]
-    text = _begin(program) + _ahead(program) + "  if (p_record) ahead(0, T, NO{}, YES{}); else ahead(0, T, NO{}, NO{});\n" + _finals(program)
+    text = _begin(program) + _ahead(program, steps) + "  if (p_record) ahead(0, T, NO{}, YES{}); else ahead(0, T, NO{}, NO{});\n" + _finals(program)
     return Source("forward", kernel("forward", pointers, text, steps=steps), pointers)
 
 
@@ -33,11 +33,11 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
     """A part of the backward pass: `dx` if it is the last, and values of each neuron."""
     stage, states, name = program.stages[index], list(program.rule.state), f"backward{index}"
     pointers = program.pointers[1 + index]
-    text = _begin(program, stage) + _ahead(program, stage)
+    text = _begin(program, stage) + _ahead(program, steps, stage)
     if stage.back:
-        text += _there_and_back(program, stage)
+        text += _there_and_back(program, steps, stage)
     else:
-        text += "  ahead(0, T, NO{}, YES{});\n" + each("".join(f"    A::put(p_c_{n} + j, S_c{n}[c], n);\n" for n in stage.writes))
+        text += "  ahead(0, T, NO{}, YES{});\n" + each("".join(f"    A::put(p_c_{n} + j, S_f_{n}[c], n);\n" for n in stage.writes))
     few = 1 if stage.ahead else 4  # vectors: with two sweeps, one has enough to compute
     return Source(name, kernel(name, pointers, text, _size(stage), len(states), steps, few), pointers)
 
@@ -50,22 +50,22 @@ def _gain(program: Program) -> str:
 
 
 def _step(program: Program, stage: Stage | None = None) -> str:
-    """One step: the input has arrived in `a`; states are `v_NAME`. Without a stage: the forward kernel's."""
+    """One step: the input has arrived in `a`; states are `v_NAME`, what a sweep carries along is `f_NAME`. Without a stage: the forward kernel's."""
 
     def name(leaf: Node) -> str:
         kind, what = leaf.value
-        return {"state": f"v_{what}", "carry": f"v_c{what}", "step": str(what), "neuron": f"n_{what}", "total": f"n_{what}"}[kind]
+        return {"state": f"v_{what}", "carry": f"f_{what}", "step": str(what), "neuron": f"n_{what}", "total": f"n_{what}"}[kind]
 
     lines = Lines(name)
     kept = [f"{at} = {_packed(node, lines)};" for node, at in _places(stage)] if stage else []
     spike = None if stage else lines(program.traced.spike)
-    after = {n: lines(node) for n, node in program.traced.state.items()}
+    after = {f"v_{n}": lines(node) for n, node in program.traced.state.items()}
     text = [f"const V a = {_arrival(program)};", *lines.text]
     text += [f"A::fetch(p_x + (t - {program.delay}) * M + j + AHEAD);"] if stage else []  # the forward kernel is no faster for it
     text += ["A::fetch(p_g + t * M + j + AHEAD);"] if stage and "g" in stage.ahead_reads else []
     if stage and stage.ahead:
         sums = Lines(name, lines.known, prefix="f")
-        totals = {f"c{n}": sums(node) for n, node in stage.ahead.carry.items()}
+        totals = {f"f_{n}": sums(node) for n, node in stage.ahead.carry.items()}
         text += ["if constexpr (more.value) {", *_loads(program, stage.ahead_reads, ("x", "g")), *sums.text, *_assign(totals), "}"]
     text += ["if constexpr (keep.value) {", *kept, "}"] if kept else []
     text += [] if stage else [f"A::out(p_s + t * M + j, {spike}, n);"]
@@ -74,9 +74,9 @@ def _step(program: Program, stage: Stage | None = None) -> str:
     return "\n".join(text)
 
 
-def _assign(values: dict[str, str], prefix: str = "v_") -> list[str]:
+def _assign(values: dict[str, str]) -> list[str]:
     """All at once: a new value may be made of the others' old ones."""
-    return [*(f"const V new_{n} = {value};" for n, value in values.items()), *(f"{prefix}{n} = new_{n};" for n in values)]
+    return [*(f"const V new_{n} = {value};" for n, value in values.items()), *(f"{n} = new_{n};" for n in values)]
 
 
 def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
@@ -101,26 +101,27 @@ def _delayed(program: Program) -> str:
     return f"(t < {delay} ? p_late ? A::get(p_late + t * M + j, n) : K(0) : {now})" if delay else now
 
 
-def _carries(stage: Stage | None) -> dict[str, float]:
-    return {f"c{n}": value for n, value in stage.ahead.start.items()} if stage and stage.ahead else {}
+def _variables(program: Program, stage: Stage | None) -> dict[str, float]:
+    """What the walk ahead changes, and the values at its start."""
+    carries = stage.ahead.start if stage and stage.ahead else {}
+    return {**{f"v_{n}": value for n, value in program.rule.state.items()}, **{f"f_{n}": value for n, value in carries.items()}}
 
 
 def _begin(program: Program, stage: Stage | None = None) -> str:
-    """The first state, in the arrays `S_NAME`."""
-    start = {**program.rule.state, **_carries(stage)}
-    given = {n: f"p_in_{n} ? A::get(p_in_{n} + j, n) : " if n in program.rule.state else "" for n in start}
+    """Their first values, in the arrays `S_VARIABLE`."""
+    start, given = _variables(program, stage), {f"v_{n}": f"p_in_{n} ? A::get(p_in_{n} + j, n) : " for n in program.rule.state}
     declare = "".join(f"  V S_{n}[WIDE];\n" for n in start)
-    return declare + each("".join(f"    S_{n}[c] = {given[n]}K({constant(value)});\n" for n, value in start.items()))
+    return declare + each("".join(f"    S_{n}[c] = {given.get(n, '')}K({constant(value)});\n" for n, value in start.items()))
 
 
-def _ahead(program: Program, stage: Stage | None = None) -> str:
-    """The walk through some steps, TB at a time with the state in registers, from and to the arrays `S_NAME`.
+def _ahead(program: Program, steps: int | None, stage: Stage | None = None) -> str:
+    """The walk through some steps, TB at a time with the state in registers, from and to the arrays `S_VARIABLE`.
 
     It keeps what the way back needs of each step, or else marks the state at the first step of each part. `more` is what only the
     first walk does: the sums of a sweep that goes along, or a record of the potential.
     """
     states, scratch = list(program.rule.state), bool(stage and stage.scratch)
-    held = [*states, *_carries(stage)]
+    held = _variables(program, stage)
     mark = " ".join(f"mark[(t0 / PART * NC + c) * {len(states)} + {k}] = v_{n};" for k, n in enumerate(states))
     keep = " ".join(f"A::put(p_marks + (t0 / PART * {len(states)} + {k}) * M + j, v_{n}, n);" for k, n in enumerate(states))
     reads = leaves(stage.ahead.carry.values()) if stage and stage.ahead else []
@@ -130,7 +131,7 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
     for (int64_t t0 = from; t0 < to; t0 += TB)
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-      {_block(stage) if stage else ""}{" ".join(f"V v_{n} = S_{n}[c];" for n in held)} {given}
+      {_block(stage) if stage else ""}{" ".join(f"V {n} = S_{n}[c];" for n in held)} {given}
       {marks if stage else f"if (p_marks && t0 % PART == 0) {{ {keep} }}"}
       auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {indent(_step(program, stage), 8)}
@@ -139,10 +140,10 @@ def _ahead(program: Program, stage: Stage | None = None) -> str:
 #pragma GCC unroll 8
         for (int k = 0; k < TB; ++k) one(t0 + k);
       }} else {{
-#pragma GCC unroll REST
+#pragma GCC unroll {8 if steps else 1}
         for (int64_t t = t0; t < (to - t0 < TB ? to : t0 + TB); ++t) one(t);
       }}
-      {" ".join(f"S_{n}[c] = v_{n};" for n in held)}
+      {" ".join(f"S_{n}[c] = {n};" for n in held)}
     }}
   }};
 """
@@ -190,13 +191,13 @@ def _unpacked(node: Node, name: str, at: str) -> str:
 # ---- and back --------------------------------------------------------------------------------------------------------
 
 
-def _there_and_back(program: Program, stage: Stage) -> str:
+def _there_and_back(program: Program, steps: int | None, stage: Stage) -> str:
     """To the end of the train and back. A train longer than `length` is walked back part by part, each of which is walked
     ahead from the state that was marked there, by the forward kernel or by a first walk, so that its scratch stays in the cache."""
     states = program.rule.state
-    setup, back, end = _back(program, stage)
+    setup, back, end = _back(program, steps, stage)
     at = [(n, f"(part * {len(states)} + {k}) * M + j", f"(part * NC + c) * {len(states)} + {k}") for k, n in enumerate(states)]
-    start = each("".join(f"    S_{n}[c] = p_marks ? A::get(p_marks + {whole}, n) : mark[{own}];\n" for n, whole, own in at))
+    start = each("".join(f"    S_v_{n}[c] = p_marks ? A::get(p_marks + {whole}, n) : mark[{own}];\n" for n, whole, own in at))
     first = "" if stage.ahead else "if (!p_marks) "
     return f"""  const bool once = T <= length;
   const auto again = [&](int64_t part) {{
@@ -214,43 +215,42 @@ def _there_and_back(program: Program, stage: Stage) -> str:
 {end}"""
 
 
-def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
+def _back(program: Program, steps: int | None, stage: Stage) -> tuple[str, str, str]:
     """The reverse sweep: what comes before it, once a neuron; the walk from step `to` to step `from`; what it leaves behind.
 
     Its carries are in the arrays `C_NAME`, states after the last step in `F_NAME`, other values of the neuron in `H_NAME`.
     """
-    walk, delay, kept = stage.back, program.delay, set(stage.scratch)
+    walk, delay, kept = stage.back, program.delay, stage.scratch
     assert walk is not None
     ahead = stage.ahead.carry if stage.ahead else {}
 
     def name(leaf: Node) -> str:
         kind, what = leaf.value
         if kind == "total":
-            return f"S_c{what}[c]" if what in ahead else f"n_{what}"
+            return f"S_f_{what}[c]" if what in ahead else f"n_{what}"
         return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"F_{what}[c]", "step": str(what)}[kind]
 
     roots = [*walk.put.values(), *walk.carry.values()]
     once = Lines(name, prefix="h")  # what is the same at each step
     for node in order([*roots, *stage.between.values()], kept):
-        kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
-        if kinds and kinds <= {"final", "neuron", "total"}:
+        if of_the_neuron(node, kept):
             once(node)
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
     made, after = ({n: lines(node) for n, node in nodes.items()} for nodes in (walk.put, walk.carry))
 
     puts = [f"A::out(p_{n} + (t - {delay}) * M + j, {value}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);" for n, value in made.items()]
-    step = [_unpacked(node, f"z{k}", at) for k, (node, at) in enumerate(_places(stage))]
-    step += ["A::fetch(p_g + t * M + j + BACK);"] if "g" in stage.back_reads else []
-    step += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, *(f"if (t >= {delay}) {put}" if delay else put for put in puts)]
-    step += _assign({f"k_{n}": value for n, value in after.items()}, prefix="")
+    body = [_unpacked(node, f"z{k}", at) for k, (node, at) in enumerate(_places(stage))]
+    body += ["A::fetch(p_g + t * M + j + BACK);"] if "g" in stage.back_reads else []
+    body += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, *(f"if (t >= {delay}) {put}" if delay else put for put in puts)]
+    body += _assign({f"k_{n}": value for n, value in after.items()})
     held = {once.known[id(n)]: "B" if n.op in BOOLEAN else "V" for n in order(roots, kept) if once.known.get(id(n), "K")[0] == "h"}
     finals = [n for n in program.rule.state if any(leaf.value == ("final", n) for leaf in order([*roots, *stage.between.values()], kept))]
     given = "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
-    given_on = {n: f"S_c{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes if n not in walk.carry}
+    given_on = {n: f"S_f_{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes if n not in walk.carry}
 
     setup = "".join(f"  {kind} H_{n}[WIDE];\n" for n, kind in held.items())
     setup += "".join(f"  V {n}[WIDE];\n" for n in [*(f"F_{n}" for n in finals), *(f"C_{n}" for n in walk.start)])
-    first = [*(f"F_{n}[c] = S_{n}[c];" for n in finals), *once.text, *(f"H_{n}[c] = {n};" for n in held)]
+    first = [*(f"F_{n}[c] = S_v_{n}[c];" for n in finals), *once.text, *(f"H_{n}[c] = {n};" for n in held)]
     first += [f"C_{n}[c] = K({constant(value)});" for n, value in walk.start.items()]
     first += [f"A::out(p_c_{n} + j, {value}, n);" for n, value in given_on.items()]
     if delay and puts:  # the last inputs never arrive
@@ -264,13 +264,13 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
       {_block(stage)}{load}
 {given}{scale}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
-{indent(chr(10).join(step), 8)}
+{indent(chr(10).join(body), 8)}
       }};
       if (A::WHOLE && t1 - t0 == TB) {{
 #pragma GCC unroll 8
         for (int k = TB - 1; k >= 0; --k) one(t0 + k);
       }} else {{
-#pragma GCC unroll REST
+#pragma GCC unroll {8 if steps else 1}
         for (int64_t t = t1 - 1; t >= t0; --t) one(t);
       }}
       {" ".join(f"C_{n}[c] = k_{n};" for n in walk.start)}
@@ -284,7 +284,7 @@ def _back(program: Program, stage: Stage) -> tuple[str, str, str]:
 def _finals(program: Program) -> str:
     """The states after the last step, and the inputs that are still on their way: those of the steps to come."""
     states, late = program.rule.state, f"A::put(p_out_late + (t - T) * M + j, {_delayed(program)}, n);"
-    put = "".join(f"    A::out(p_out_{n} + j, S_{n}[c], n);\n" for n in states)
+    put = "".join(f"    A::out(p_out_{n} + j, S_v_{n}[c], n);\n" for n in states)
     put += f"    for (int64_t t = T; t < T + {program.delay}; ++t) {late}\n" if program.delay else ""
-    finite = " ".join(f"bad |= !(S_{n}[c] - S_{n}[c] == K(0));" for n in states)
+    finite = " ".join(f"bad |= !(S_v_{n}[c] - S_v_{n}[c] == K(0));" for n in states)
     return each(put + f"    B bad = {{}}; {finite}\n    wrong |= bad;\n")

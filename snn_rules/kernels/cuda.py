@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .emit import Lines, constant, kind_of
+from .emit import Lines, constant, kind_of, of_the_neuron
 from .graph import BOOLEAN, Node, order
 from .prelude import DOUBLE, FLOAT, HALF, exponential
 from .program import Program, Stage
@@ -182,11 +182,9 @@ def _reverse(program: Program, stage: Stage) -> list[str]:
         prefix = {"carry": "k_", "neuron": "n_", "final": "v_", "step": "", "total": "f_" if what in ahead else "n_"}
         return f"{prefix[kind]}{what}"
 
-    kept = set(stage.scratch)
     once = Lines(name, prefix="h")  # what is the same at each step
-    for node in order([*walk.put.values(), *walk.carry.values(), *stage.between.values()], kept):
-        kinds = {"scratch" if leaf in kept else leaf.value[0] for leaf in order([node], kept) if leaf.op == "leaf" or leaf in kept}
-        if kinds and kinds <= {"final", "neuron", "total"}:
+    for node in order([*walk.put.values(), *walk.carry.values(), *stage.between.values()], stage.scratch):
+        if of_the_neuron(node, stage.scratch):
             once(node)
     lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
     at, times = f"at{f' - {delay} * M' if delay else ''}", f"{_gain(program)}{' * n_scale' if stage.scaled else ''}"

@@ -67,8 +67,7 @@ class Eager:
         steps, spikes, recorded = dict[str, list[Tensor]](), [], []
         for x_t in arriving.unbind(0):
             if weight is not None:
-                with torch.autocast(x.device.type, enabled=False):  # in the dtype of the state, as kernels are
-                    x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
+                x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
             s, rule_state, saved = rule.step(SimpleNamespace(**rule_state), x_t)
             spikes.append(s)
             for name, value in saved.items():

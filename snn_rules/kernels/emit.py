@@ -104,4 +104,8 @@ def leaves(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[tuple[str, s
     return found
 
 
-__all__ = ["Lines", "condition", "constant", "kind_of", "leaves", "order"]
+def of_the_neuron(node: Node, kept: Iterable[Node]) -> bool:
+    """Whether it is the same at each step: made of the neuron's own values alone, and of nothing in `kept`, which lies there for each step."""
+    hidden = {id(n) for n in kept}
+    kinds = {"kept" if id(n) in hidden else n.value[0] for n in order([node], kept) if n.op == "leaf" or id(n) in hidden}
+    return bool(kinds) and kinds <= {"final", "neuron", "total"}

@@ -1,22 +1,22 @@
-"""A rule's step and sweeps as expression graphs: the same text, run on symbols."""
+"""Expressions as graphs: what a rule's text makes when it is run on symbols."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..rule import LearningRule, RuleError, Sweep
+from ..rule import RuleError
 
-Number = int | float
-BOOLEAN = {">=", ">", "<=", "<", "&", "|", "not"}
+BOOLEAN = {">=", ">", "<=", "<", "==", "!=", "&", "|", "not"}
 
 
 class Node:
-    """An operation and what it is applied to. Equal expressions are one object (see `Graph.node`)."""
+    """An operation and what it is applied to. Equal expressions are one object (see `Graph.node`), and go by their identity:
+    `==` and `!=` are a rule's own, and make nodes."""
 
     __slots__ = ("args", "graph", "op", "value")
+    __hash__ = object.__hash__
 
     def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], value: Any):
         self.graph, self.op, self.args, self.value = graph, op, args, value
@@ -45,6 +45,17 @@ class Node:
     def __neg__(self) -> Node:
         return self.graph.node("neg", self)
 
+    def __invert__(self) -> Node:
+        return self.graph.node("not", self)
+
+    def __abs__(self) -> Node:
+        """By its sign, which is 0 at zero: torch's derivative, too."""
+        node = self.graph.node
+        return node("*", self, node("where", node(">", self, 0.0), 1.0, node("where", node("<", self, 0.0), -1.0, 0.0)))
+
+    def __pow__(self, power: Any) -> Node:
+        return self.graph.node("*", self, self) if isinstance(power, (int, float)) and power == 2 else NotImplemented
+
 
 def _operators() -> None:
     def make(op: str, swap: bool) -> Callable[[Node, Any], Node]:
@@ -53,7 +64,7 @@ def _operators() -> None:
     for name, op in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "and": "&", "or": "|"}.items():
         setattr(Node, f"__{name}__", make(op, False))
         setattr(Node, f"__r{name}__", make(op, True))
-    for name, op in {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}.items():
+    for name, op in {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "eq": "==", "ne": "!="}.items():
         setattr(Node, f"__{name}__", make(op, False))
 
 
@@ -73,9 +84,10 @@ class Graph:
         return self._intern("leaf", (), (kind, name))
 
     def node(self, op: str, *given: Any) -> Node:
-        args = tuple(self.lift(a) for a in given)
-        if op in ("+", "-", "*", "/", "neg", "minimum", "maximum"):  # a condition in arithmetic is 1 or 0, as in torch
-            args = tuple(self.node("where", a, 1.0, 0.0) if a.op in BOOLEAN else a for a in args)
+        if op == "where" and all(self._holds(a) for a in given[1:]) and not all(isinstance(a, bool) for a in given[1:]):
+            return self.node("|", self.node("&", given[0], given[1]), self.node("&", self.node("not", given[0]), given[2]))
+        conditions = 1 if op == "where" else len(given) if op in ("&", "|", "not") else 0
+        args = (*map(self.condition, given[:conditions]), *map(self.number, given[conditions:]))
         numbers = [a.value if a.op == "const" else None for a in args]
         if op == "*" and 1.0 in numbers:
             return args[1] if numbers[0] == 1.0 else args[0]
@@ -112,6 +124,23 @@ class Graph:
                     return self.node("where", other.args[0], *(1.0 - a.value for a in other.args[1:]))
         return None
 
+    def number(self, value: Any) -> Node:
+        """The value in arithmetic: a condition is 1 or 0 there, as in torch."""
+        node = self.lift(value)
+        return self.node("where", node, 1.0, 0.0) if node.op in BOOLEAN else node
+
+    def condition(self, value: Any) -> Node:
+        """The value as torch takes it for a condition: it takes no numbers."""
+        if isinstance(value, bool):
+            return self.node(">", float(value), 0.0)
+        if not self._holds(value):
+            raise RuleError("a step or sweep gives a number to where, &, | or ~, which take conditions; write x != 0.0 in the place of x")
+        return self.lift(value)
+
+    @staticmethod
+    def _holds(value: Any) -> bool:
+        return isinstance(value, bool) or (isinstance(value, Node) and value.op in BOOLEAN)
+
     def lift(self, value: Any) -> Node:
         if isinstance(value, Node):
             return value
@@ -140,138 +169,16 @@ class Leaves:
         return self.read[name]
 
 
-@dataclass
-class Walk:
-    """One walk over time of the backward pass: what it reads, puts out and carries."""
-
-    reverse: bool
-    start: dict[str, float]
-    put: dict[str, Node]
-    carry: dict[str, Node]
-
-
-@dataclass
-class Traced:
-    """A rule as graphs. The walks are built on the nodes of the step: what it saved, its spike, its input."""
-
-    graph: Graph
-    spike: Node
-    state: dict[str, Node]
-    saved: dict[str, Node]
-    walks: list[Walk] = field(default_factory=list)
-    # what `between` makes after each walk but the last; None where it is ordinary torch
-    between: list[dict[str, Node] | None] = field(default_factory=list)
-
-
-def trace(rule: LearningRule, T: int | None = None) -> Traced:
-    """Run the rule's step and sweeps on symbols, for trains of `T` steps.
-
-    A rule without sweeps gets the adjoint of its step as its one walk.
-    """
-    graph = Graph()
-    m = Leaves(lambda name: graph.leaf("state", name))
-    spike, state, saved = rule.step(m, graph.leaf("step", "a"))
-    unknown = [name for name in m.read if name not in rule.state]
-    if unknown or state.keys() != rule.state.keys():
-        raise RuleError(
-            f"rule {rule.name!r}: its step reads {unknown or list(m.read)} and returns {list(state)}, but its state is {list(rule.state)}"
-        )
-    traced = Traced(graph, graph.lift(spike), _lifted(graph, state), _lifted(graph, saved))
-    if not rule.sweeps:
-        traced.walks.append(adjoint(traced))
-        return traced
-    of_neuron: dict[str, Node] = {}
-    for sweep in rule.sweeps:
-        if traced.walks:
-            traced.between.append(_between(rule, T, graph, of_neuron))
-            of_neuron = {**of_neuron, **traced.between[-1]} if traced.between[-1] is not None else {}
-        traced.walks.append(_walk(rule, sweep, traced, of_neuron))
-        of_neuron |= {name: graph.leaf("total", name) for name in sweep.carry}
-    return traced
-
-
-def _between(rule: LearningRule, T: int | None, graph: Graph, of_neuron: dict[str, Node]) -> dict[str, Node] | None:
-    sums = Leaves(lambda name: of_neuron[name])
-    sums.T = T
-    try:
-        return _lifted(graph, rule.between(sums))
-    except (AttributeError, KeyError, TypeError, RuleError):  # torch's own functions: it runs on tensors
-        return None
-
-
-def _walk(rule: LearningRule, sweep: Sweep, traced: Traced, of_neuron: dict[str, Node]) -> Walk:
-    graph = traced.graph
-    of_step = {"x": graph.leaf("step", "x"), "g": graph.leaf("step", "g"), "s": traced.spike, **traced.saved}
-    c = Leaves(lambda name: graph.leaf("carry", name))
-    known = {**of_neuron, **of_step}
-    m = Leaves(lambda name: known[name] if name in known else graph.leaf("final" if name in rule.state else "neuron", name))
-    put, carry = sweep.body(rule, c, m)
-    if carry.keys() != sweep.carry.keys() or not c.read.keys() <= sweep.carry.keys():
-        raise RuleError(f"rule {rule.name!r}: sweep {sweep.name!r} carries {list(sweep.carry)}, but reads {list(c.read)} and returns {list(carry)}")
-    return Walk(sweep.reverse, sweep.carry, _lifted(graph, put), _lifted(graph, carry))
-
-
-def _lifted(graph: Graph, values: dict[str, Any]) -> dict[str, Node]:
-    return {name: graph.lift(value) for name, value in values.items()}
-
-
-def order(roots: Iterable[Node], cut: Collection[Node] = ()) -> list[Node]:
+def order(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[Node]:
     """The nodes below the roots, arguments first; not looking below the nodes in `cut`."""
-    seen: dict[int, Node] = {}
+    hidden, seen = {id(n) for n in cut}, dict[int, Node]()
 
     def visit(node: Node) -> None:
         if id(node) not in seen:
-            for arg in node.args if node not in cut else ():
+            for arg in node.args if id(node) not in hidden else ():
                 visit(arg)
             seen[id(node)] = node
 
     for root in roots:
         visit(root)
     return list(seen.values())
-
-
-def adjoint(traced: Traced) -> Walk:
-    """Reverse-mode differentiation of the step: the walk carries dL/dstate, reads the state before each step and `x`."""
-    graph = traced.graph
-    gradient: dict[int, Node] = {}
-
-    def add(node: Node, value: Node) -> None:
-        gradient[id(node)] = gradient[id(node)] + value if id(node) in gradient else value  # type: ignore[operator]
-
-    add(traced.spike, graph.leaf("step", "g"))
-    for name, node in traced.state.items():
-        add(node, graph.leaf("carry", name))
-    for node in reversed(order([traced.spike, *traced.state.values()])):
-        if id(node) in gradient:
-            for arg, value in _vjp(node, gradient[id(node)]):
-                if arg.op != "const":
-                    add(arg, value)
-    zero = graph.lift(0.0)
-    carry = {name: gradient.get(id(graph.leaf("state", name)), zero) for name in traced.state}
-    return Walk(True, dict.fromkeys(traced.state, 0.0), {"dx": gradient.get(id(graph.leaf("step", "a")), zero)}, carry)
-
-
-def _vjp(node: Node, g: Any) -> list[tuple[Node, Any]]:
-    """What the gradient `g` of a node is to its arguments."""
-    a: tuple[Any, ...] = node.args
-    zero = node.graph.lift(0.0)
-    if node.op == "+":
-        return [(a[0], g), (a[1], g)]
-    if node.op == "-":
-        return [(a[0], g), (a[1], -g)]
-    if node.op == "neg":
-        return [(a[0], -g)]
-    if node.op == "*":
-        return [(a[0], g * a[1]), (a[1], g * a[0])]
-    if node.op == "/":
-        return [(a[0], g / a[1]), (a[1], -(g * node) / a[1])]
-    if node.op == "exp":
-        return [(a[0], g * node)]
-    if node.op == "spike":
-        return [(a[0], g * a[1])]
-    if node.op == "where":
-        return [(a[1], a[0].where(g, zero)), (a[2], a[0].where(zero, g))]
-    if node.op in ("minimum", "maximum"):
-        first = a[0] <= a[1] if node.op == "minimum" else a[0] >= a[1]
-        return [(a[0], first.where(g, zero)), (a[1], first.where(zero, g))]
-    return []

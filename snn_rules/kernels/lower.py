@@ -10,10 +10,11 @@ import math
 from collections import Counter
 from dataclasses import replace
 
-from .graph import Node, Traced, Walk, order
+from .graph import Node, order
 from .prelude import NEAR
+from .trace import Traced, Walk
 
-TURNED = {">=": "<=", ">": "<", "<=": ">=", "<": ">"}  # comparisons, with the sides changed
+TURNED = {">=": "<=", ">": "<", "<=": ">=", "<": ">", "==": "==", "!=": "!="}  # comparisons, with the sides changed
 SMALL = 1e-30  # a difference from a number beyond it is never denormal, and so never taken for zero
 
 
@@ -49,7 +50,7 @@ def _exact(node: Node, args: tuple[Node, ...], of_step: bool) -> Node:
     if op == "+" or (op == "*" and of_step):  # it does not wait for the condition; or is one instruction, under a mask
         neutral = 0.0 if op == "+" else 1.0
         for x, other in (args, args[::-1]):
-            numbers = [c.value for c in other.args[1:]] if other.op == "where" else []
+            numbers = [c.value if c.op == "const" else None for c in other.args[1:]] if other.op == "where" else []
             kept = op == "+" and numbers == [1.0, 0.0]  # a spike, which the walk back finds as it is
             if neutral in numbers and None not in numbers and not kept:
                 return graph.node("where", other.args[0], *(x if number == neutral else graph.node(op, x, number) for number in numbers))

@@ -13,11 +13,12 @@ from typing import Any
 
 from ..rule import LearningRule, RuleError
 from .emit import leaves
-from .graph import BOOLEAN, Node, Traced, Walk, order, trace
+from .graph import BOOLEAN, Node, order
 from .lower import lowered
+from .trace import Traced, Walk, trace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One backward kernel: a forward sweep along with the steps, then a reverse sweep; or one of the two."""
 
@@ -108,6 +109,7 @@ def _stage(
     rule: LearningRule, traced: Traced, ahead: Walk | None, walk: Walk, between: dict[str, Node], last: bool, scaled: bool, recurrent: bool
 ) -> Stage:
     back = walk if walk.reverse else None
+    between = {name: node.graph.number(node) for name, node in between.items()}  # as they are handed on
     ahead = ahead if back else walk
     if back and last and "scale" in between and not recurrent:
         back = Walk(True, back.start, {"dx": back.put["dx"] * between["scale"]}, back.carry)  # type: ignore[operator]

@@ -37,7 +37,6 @@ class Launch:
     arguments: tuple[np.generic, ...]
     device: Any
     stream: Any
-    instructions: int
 
 
 @dataclass
@@ -109,8 +108,8 @@ def _module(gpu: Gpu) -> ModuleType:
             if not (right and 0 < grid[0] < 2**31 and 0 < block[0] <= 1024):
                 raise LaunchError(f"kernel {self.entry.name!r}: a grid of {grid} blocks of {block} threads")
             memory = Memory({name: _numpy(tensor) for name, tensor in gpu.tensors.items()})
-            steps = ptx.launch(self.entry, grid[0], block[0], arguments, memory)
-            gpu.launches.append(Launch(self.entry.name, grid[0], block[0], tuple(arguments), gpu.entered[0], streams[-1], steps))
+            ptx.launch(self.entry, grid[0], block[0], arguments, memory)
+            gpu.launches.append(Launch(self.entry.name, grid[0], block[0], tuple(arguments), gpu.entered[0], streams[-1]))
 
     class RawModule:
         def __init__(self, *, code: str, options: tuple[str, ...] = ()):

@@ -15,7 +15,7 @@ from ..config import Config
 from ..conversion import convert
 from ..data import Data
 from ..kernels import Compiled, Eager, build, ops
-from ..kernels.graph import trace
+from ..kernels.trace import trace
 from ..neuron import RuleNode
 from ..recurrent import check_recurrent
 from ..rule import LearningRule, RuleError

@@ -31,14 +31,12 @@ class Usage:
 
     registers: int  # a thread
     spills: int  # bytes, loads and stores
-    stack: int  # bytes a thread
 
 
 @dataclass(frozen=True)
 class Built:
     log: str
     ptx: str  # for an architecture to be named by `ptx`
-    cubin: bytes  # for one that is named by number
     kernels: dict[str, Usage]
 
 
@@ -88,22 +86,21 @@ def _compile(source: str, options: tuple[str, ...]) -> Built:
         if failed:
             raise CompileError(log.strip() or f"NVRTC answers {failed}")
         text = _text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode()
-        code = _text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program, binary=True)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return Built(log, text, code, dict(_usage(log)))
+    return Built(log, text, dict(_usage(log)))
 
 
-def _text(size: Any, get: Any, program: ctypes.c_void_p, binary: bool = False) -> bytes:
+def _text(size: Any, get: Any, program: ctypes.c_void_p) -> bytes:
     count = ctypes.c_size_t()
     if size(program, ctypes.byref(count)) or not count.value:
         return b""
     made = ctypes.create_string_buffer(count.value)
     _check(get(program, made))
-    return made.raw if binary else made.value
+    return made.value
 
 
 def _usage(log: str) -> Iterable[tuple[str, Usage]]:
-    one = r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
-    for name, stack, stores, loads, registers in re.findall(one, log, re.DOTALL):
-        yield name, Usage(int(registers), int(stores) + int(loads), int(stack))
+    one = r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
+    for name, stores, loads, registers in re.findall(one, log, re.DOTALL):
+        yield name, Usage(int(registers), int(stores) + int(loads))

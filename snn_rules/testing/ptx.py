@@ -71,13 +71,13 @@ def _instruction(line: str) -> Instruction:
     return Instruction(line, guard.lstrip("!") if guard else None, bool(guard and guard[0] == "!"), tuple(op.split(".")), split)
 
 
-def launch(entry: Entry, grid: int, block: int, arguments: Sequence[np.generic], memory: Memory) -> int:
-    """Run a kernel; the number of instructions that it took. Arguments: `uint64` is a pointer, `int64` a size."""
+def launch(entry: Entry, grid: int, block: int, arguments: Sequence[np.generic], memory: Memory) -> None:
+    """Run a kernel. Arguments: `uint64` is a pointer, `int64` a size."""
     if len(arguments) != len(entry.parameters):
         raise PtxError(f"kernel {entry.name!r} takes {len(entry.parameters)} arguments and was given {len(arguments)}")
     values = {name: _argument(entry, name, kind, given, memory) for (kind, name), given in zip(entry.parameters, arguments, strict=True)}
     with np.errstate(all="ignore"):
-        return _Machine(entry, grid, block, values, memory).run()
+        _Machine(entry, grid, block, values, memory).run()
 
 
 def _argument(entry: Entry, name: str, kind: str, given: np.generic, memory: Memory) -> Array:
@@ -102,7 +102,7 @@ class _Machine:
         self.registers: dict[str, Array] = {name: np.broadcast_to(np.uint32(v), self.count) for name, v in special.items()}
         self.special = frozenset(special)
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Those farthest behind go first, up to where others stand or one of them branches."""
         done, steps = len(self.entry.code), 0
         while (here := int(self.place.min())) < done:
@@ -122,7 +122,6 @@ class _Machine:
                 self.place[mask] = here
             if steps > MAX_STEPS:
                 raise PtxError(f"kernel {self.entry.name!r} does not end")
-        return steps
 
     def _step(self, instruction: Instruction, active: Array) -> None:
         op, args = instruction.op, instruction.args
