@@ -210,6 +210,8 @@ class RuleNode(neuron.BaseNode):
             fits = {name: (self.rule.delay, *shape) if name == "late" else shape for name in held}
             held = {name: value if isinstance(value, Tensor) else torch.full(fits[name], value, dtype=dtype) for name, value in held.items()}
             held = {name: value.to(dtype=dtype, device=x.device) for name, value in held.items() if value.shape == fits[name]}
+            if not torch.is_inference_mode_enabled():  # which may have made them
+                held = {name: value.clone() if value.is_inference() else value for name, value in held.items()}
         return held
 
     # ---- state and gradients -----------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ def test_two_processes_with_an_empty_cache_at_once(tmp_path):
     assert all(path.suffix == ".so" for path in tmp_path.iterdir())
 
 
+def test_the_compiler_may_have_options(tmp_path):
+    assert run(CXX="env g++ -O2", SNN_RULES_CACHE_DIR=str(tmp_path)).startswith("compiled for the CPU")
+
+
 def test_no_compiler_gives_eager_torch_said_once():
     name, why, said = run(CXX="/nonexistent").split(" | ")
     assert name == "eager torch" and why == "CXX='/nonexistent' is no program"

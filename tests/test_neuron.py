@@ -245,6 +245,15 @@ def test_double_backward_is_refused(rule):
         grad.sum().backward()
 
 
+def test_training_goes_on_from_a_train_in_inference_mode():
+    n, x = node("surrogate"), signal()
+    with torch.inference_mode():
+        n(x)
+    leaf = x.clone().requires_grad_()
+    n(leaf).sum().backward()
+    assert leaf.grad.any()
+
+
 def test_a_dead_layer_warns_once():
     n = node("tssl", warmup="off")
     with pytest.warns(UserWarning, match=r"RuleNode \(tssl\): .* none of its neurons can fire"):

@@ -47,13 +47,13 @@ def _temporary_dir() -> Path:
 
 @lru_cache(maxsize=1)
 def compiler() -> tuple[str, str]:
-    """The command and its version. `CXX` wins; else g++, then clang++."""
+    """The command and its version. `CXX` wins, such as "ccache g++"; else g++, then clang++."""
     given = os.environ.get("CXX")
-    for command in [given] if given else ["g++", "clang++"]:
-        found = shutil.which(command)
+    for program, *options in filter(None, [shlex.split(given)] if given else [["g++"], ["clang++"]]):
+        found = shutil.which(program)
         if found:
-            version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
-            return found, version
+            version = subprocess.run([found, *options, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+            return shlex.join([found, *options]), version
     raise NoCompiler(f"CXX={given!r} is no program" if given else "neither g++ nor clang++ is installed")
 
 
@@ -87,7 +87,7 @@ def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:  # two processes may do so at once: the last to rename wins, both are right
         text, made = Path(work, "kernel.cpp"), Path(work, "kernel.so")
         text.write_text(source)
-        done = subprocess.run([command, *flags(), str(text), "-o", str(made)], capture_output=True, text=True, check=False)
+        done = subprocess.run([*shlex.split(command), *flags(), str(text), "-o", str(made)], capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no message"]
             reason = next((line for line in said if "error" in line or "cannot find" in line), said[0])
