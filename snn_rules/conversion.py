@@ -61,6 +61,13 @@ class Site:
         }
 
 
+STEPWISE = (  # what runs its neurons one step at a time, and what to use instead
+    (layer.ElementWiseRecurrentContainer, "an ElementWiseRecurrentContainer", "LinearRecurrentContainer or snn_rules.RecurrentNode"),
+    (layer.MultiStepContainer, "a MultiStepContainer", "SeqToANNContainer for its layers, and the neuron after it"),
+    (snas_net.SNASNet, "an SNASNet", "a model in step mode 'm'"),
+)
+
+
 def build(
     factory: str | Callable[..., nn.Module],
     *args: Any,
@@ -97,6 +104,8 @@ def convert(net: nn.Module, rule: str | LearningRule, *, where: Where | None = N
     or a function `(path, neuron) -> bool`. Input code and loss are yours to choose then: `encode` of the first layer's
     rule and `loss` of the last one's, since that is whom the loss must teach.
     """
+    if not isinstance(net, nn.Module):
+        raise RuleError(f"convert: {net!r} is no network; pass a module, or let snn_rules.build make one of SpikingJelly's models")
     wanted = get_rule(rule, **options)
     given = wanted.given | {f.name for f in fields(wanted) if getattr(wanted, f.name) != f.default}
     every = {path: module for path, module in net.named_modules() if isinstance(module, RuleNode) or _is_neuron(module)}
@@ -245,12 +254,11 @@ def _containers(net: nn.Module, rule: LearningRule, sites: Mapping[str, nn.Modul
                 )
             check_recurrent(rule, f"convert: {path!r}")
             found.append(module)
-        elif isinstance(module, (layer.ElementWiseRecurrentContainer, snas_net.SNASNet)) and not rule.capabilities.single_step:
-            remedy = "a model in step mode 'm'" if isinstance(module, snas_net.SNASNet) else "LinearRecurrentContainer or snn_rules.RecurrentNode"
-            raise RuleError(
-                f"convert: {_place(path)} is an {type(module).__name__}, which runs step by step, but {rule.name!r} learns from the "
-                f"whole spike train; use {remedy}"
-            )
+        for kind, what, remedy in STEPWISE:
+            if isinstance(module, kind) and not rule.capabilities.single_step:
+                raise RuleError(
+                    f"convert: {_place(path)} is {what}, which runs step by step, but {rule.name!r} learns from the whole spike train; use {remedy}"
+                )
     return found
 
 

@@ -259,7 +259,7 @@ class RuleNode(neuron.BaseNode):
             raise RuleError(
                 f"{self._where()}: its state comes from a train that it learns from already, and {self.rule.name!r} learns from whole trains; "
                 f"call functional.reset_net(net) after each training step, or functional.detach_net(net) to go on with the train; "
-                f"and let nothing cut a train, such as memopt's can_chunk"
+                f"let nothing cut a train, such as memopt's can_chunk, and have a neuron at one place of the network only"
             )
         self._report.learns = True
 

@@ -191,3 +191,15 @@ def test_citation():
     net = snn_rules.convert(network(), "tssl")
     assert snn_rules.citation(net) == f"tssl: {net[1].rule.cite}"
     assert "Zhang" in snn_rules.citation(net)
+
+
+def test_what_runs_step_by_step_is_refused():
+    net = nn.Sequential(layer.MultiStepContainer(nn.Linear(3, 2), neuron.LIFNode()))
+    with pytest.raises(snn_rules.RuleError, match=r"^convert: '0' is a MultiStepContainer, which runs step by step, but 'tssl' .*; use SeqToANN"):
+        snn_rules.convert(net, "tssl")
+    assert type(net[0][1]) is neuron.LIFNode
+
+
+def test_a_name_is_no_network():
+    with pytest.raises(snn_rules.RuleError, match=r"^convert: 'spiking_resnet18' is no network; .* snn_rules.build make one"):
+        snn_rules.convert("spiking_resnet18", "tssl")
