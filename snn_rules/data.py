@@ -52,8 +52,7 @@ class Data:
             return rule.encode(x, T)
         if rule.capabilities.signal == "times":
             raise RuleError(f"data set {self.name!r} holds spike trains, but {rule.name!r} sends one spike time; choose images, or mode='clock'")
-        frames = x[:, :T].transpose(0, 1).float()
-        return torch.cat([frames, frames.new_zeros(T - len(frames), *frames.shape[1:])])
+        return frames(x, T)
 
     def binned(self, steps: int) -> Data:
         """Spike trains in coarser time: a step has a spike where there was one in any of `steps` steps."""
@@ -61,7 +60,7 @@ class Data:
             return self
         if not self.temporal:
             raise RuleError(f"data set {self.name!r}: bin={steps} puts steps of spike trains together, but these are images; leave it out")
-        return replace(self, train_x=_binned(self.train_x, steps), test_x=_binned(self.test_x, steps))
+        return replace(self, train_x=binned(self.train_x, steps), test_x=binned(self.test_x, steps))
 
     def limit(self, train: int | None) -> Data:
         """The first `train` samples for training, all for the test."""
@@ -127,9 +126,15 @@ def _idx(name: str, root: Path, download: bool) -> Data:
     return Data(name, _images(train_x), train_y.long(), _images(test_x), test_y.long(), 10)
 
 
-def _binned(x: Tensor, steps: int) -> Tensor:
-    """`[N, S, *]` to `[N, ceil(S / steps), *]`."""
+def binned(x: Tensor, steps: int) -> Tensor:
+    """Spike trains `[N, S, *]` to `[N, ceil(S / steps), *]`."""
     return torch.stack([part.amax(1) for part in torch.split(x, steps, dim=1)], dim=1)
+
+
+def frames(x: Tensor, T: int) -> Tensor:
+    """Spike trains `[N, S, *]` to `[T, N, *]`: the first T steps, silent after their end."""
+    first = x[:, :T].transpose(0, 1).float()
+    return torch.cat([first, first.new_zeros(T - len(first), *first.shape[1:])])
 
 
 def _images(pixels: Tensor) -> Tensor:
