@@ -46,6 +46,11 @@ class Data:
         """The shape of a sample at one step: (C, H, W), or (F,)."""
         return tuple(self.train_x.shape[2 if self.temporal else 1 :])
 
+    @property
+    def steps(self) -> int | None:
+        """Of a recording; images have none of their own."""
+        return self.train_x.shape[1] if self.temporal else None
+
     def encode(self, rule: LearningRule, x: Tensor, T: int) -> Tensor:
         """`[T, N, *]`: samples in the rule's own code; of spike trains the first T steps, silent after their end."""
         if not self.temporal:

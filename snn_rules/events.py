@@ -42,7 +42,7 @@ RECORDINGS = {
     "dvs-gesture": Recordings("DVSGesture", ("ibmGestureTrain", "ibmGestureTest"), 50_000, 120, 11, 32),
 }
 SPOKEN = "fsdd_lyon_bsa.npz"
-SPOKEN_STEPS = 700  # ST-RSBP, speech: longer samples are cut, shorter ones silent at their end
+SPOKEN_STEPS = 700  # of 1.6 ms; ST-RSBP, speech: longer samples are cut, shorter ones silent at their end
 
 
 def load(name: str, root: Path, download: bool = False) -> Data:
