@@ -92,7 +92,7 @@ def load(name: str, root: str | Path = "data", download: bool = False) -> Data:
     `events`.
     """
     if name not in DATASETS and not name.startswith("spoken-digits-"):
-        raise RuleError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+        raise RuleError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}, spoken-digits-SPEAKER")
     if name not in IMAGES:
         from . import events
 

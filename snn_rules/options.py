@@ -13,7 +13,11 @@ NetworkOption = Annotated[
     ),
 ]
 DatasetOption = Annotated[
-    str, typer.Option(help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28); spike trains: nmnist, shd, dvs-gesture, spoken-digits.")
+    str,
+    typer.Option(
+        help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28); spike trains: nmnist, shd, dvs-gesture, spoken-digits, "
+        "spoken-digits-SPEAKER (one speaker is the test)."
+    ),
 ]
 RootOption = Annotated[
     Path, typer.Option(help="Folder of the data files, in torchvision's layout or as plain idx files, gzipped or not; in tonic's for recordings.")

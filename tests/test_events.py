@@ -99,7 +99,7 @@ MISSING = {
     "nmnist": r"no .*NMNIST/Train and .*NMNIST/Test; pass --data-root with the folder that holds NMNIST, or --download",
     "shd": r"no .*SHD/shd_train.h5 and .*SHD/shd_test.h5; pass --data-root",
     "dvs-gesture": r"no .*DVSGesture/ibmGestureTrain and .*ibmGestureTest; pass --data-root",
-    "spoken-digits": r"no .*fsdd_lyon_bsa.npz; pass --data-root",
+    "spoken-digits": r"no .*fsdd_lyon_bsa.npz; pass --data-root .*, or make it: pip install 'snn-rules\[speech\]', .* benchmarks/audio_to_spikes.py",
 }
 
 
@@ -108,6 +108,8 @@ def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
     with pytest.raises(RuleError, match=f"data set '{name}': {MISSING[name]}") as refusal:
         data.load(name, tmp_path)
     assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
+    with pytest.raises(RuleError, match=r"unknown data set 'spoken'; there are .*, spoken-digits, spoken-digits-SPEAKER"):
+        data.load("spoken", tmp_path)
 
 
 def test_data_that_is_damaged(tmp_path: Path) -> None:
