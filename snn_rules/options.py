@@ -5,6 +5,17 @@ from typing import Annotated
 
 import typer
 
+from . import __version__
+from .console import out
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"snn-rules {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and nothing else.")]
 NetworkOption = Annotated[
     str,
     typer.Option(
