@@ -55,6 +55,12 @@ def test_the_loop_takes_a_rule_that_it_has_no_settings_for(example: ModuleType, 
     assert 0 <= accuracy <= 1
 
 
+def test_a_rule_that_is_not_there_is_one_line(example: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"swap_rule: .*'tsl'"):
+        example.main("tsl", 0)
+    assert "One training loop for every learning rule" in example.main.__doc__
+
+
 def test_demo_writes_what_it_found(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stepped: list[str] = []
     monkeypatch.setattr(demo, "step_resnet", lambda name: (stepped.append(name), (2.0, 1.0))[1])
