@@ -16,6 +16,7 @@ import cog
 import snn_rules
 from snn_rules.cli import _parameters, _range
 from snn_rules.config import Config
+from snn_rules.events import RECORDINGS, SPOKEN, SPOKEN_STEPS
 
 RULES = {"surrogate": {}, "tssl": {}, "strsbp": {}, "stdbp": {}, 'stdbp`, `mode="event"': {"mode": "event"}}
 
@@ -50,6 +51,15 @@ def settings():
     for name, kind, default, meaning in re.findall(r"^    (\w+): ([^=]+?) = (\S+)(?:  # (.+))?$", inspect.getsource(Config), re.M):
         if name not in ("network", "seed"):
             say(f"| `{name}` | {kind.replace(' | ', ' or ')} | `{default}` | {meaning} |")
+
+
+def recordings():
+    """The data sets of spike trains."""
+    say("| `--dataset` | a step | steps | a sample at one step | classes | beneath `--data-root` |", "|---|---:|---:|---|---:|---|")
+    for (name, what), shape in zip(RECORDINGS.items(), ("2 x 34 x 34", "700", "2 x 32 x 32"), strict=True):
+        files = " and ".join(f"`{what.tonic}/{part}`" for part in what.parts)
+        say(f"| `{name}` | {what.window / 1000:g} ms | {what.steps} | {shape} | {what.classes} | {files} |")
+    say(f"| `spoken-digits` | 1.6 ms | {SPOKEN_STEPS} | 78 | 10 | `{SPOKEN}` |")
 
 
 def commands():

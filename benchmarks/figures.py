@@ -13,13 +13,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from matplotlib.figure import Figure
-from spikingjelly.activation_based import functional
 from torch import Tensor
 
-from snn_rules import LearningRule, RuleNode, checkpoint, get_rule
-from snn_rules.data import Data, load
+from snn_rules import LearningRule, RuleNode, Trained, data, load
 from snn_rules.experiments import write_json
-from snn_rules.network import network
 from snn_rules.plot import COLOURS
 
 ROOT = Path(__file__).parents[1]
@@ -35,8 +32,9 @@ def main(
     for folder in folders:
         history = json.loads((folder / "history.json").read_text())
         name = history["recipe"].replace("/", "-")
-        rule, data = get_rule(history["rule"], **history["options"]), load(history["dataset"], data_root)
-        layers, right = seen(rule, data, history["config"], checkpoint.load(folder / "checkpoint.pt")["network"])
+        trained = load(folder)
+        layers, right = seen(trained, data.load(history["dataset"], data_root))
+        rule = trained.rule
         draw = times if rule.capabilities.signal == "times" else counts
         figure = Figure(figsize=(8.5, 3.2), dpi=150, layout="constrained")
         numbers = draw(figure, layers, rule, history["config"])
@@ -48,23 +46,14 @@ def main(
     write_json(RESULTS, dict(sorted(said.items())))
 
 
-@torch.no_grad()
-def seen(rule: LearningRule, data: Data, config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[list[Tensor], float]:
+def seen(trained: Trained, samples: data.Data) -> tuple[list[Tensor], float]:
     """For each layer of neurons spike counts `[N, F]`, or spike times; and the accuracy."""
-    made = {"pool_gain": config.get("pool_gain"), "inhibition": config.get("inhibition", 0.0), "thresholds": config.get("thresholds")}
-    net = network(config["network"], rule, data.shape, data.classes, **made).eval()
-    net.load_state_dict(weights)
     passed: list[list[Tensor]] = []
-    for node in (module for module in net.modules() if isinstance(module, RuleNode)):
+    for node in (module for module in trained.network.modules() if isinstance(module, RuleNode)):
         passed.append([])
         node.register_forward_hook(lambda _, __, out, kept=passed[-1]: kept.append(out.sum(0).flatten(1)))  # one step where it sends times
-    mean, std = (config["mean"], config["std"]) if config["mean"] is not None else (data.train_x.mean(), data.train_x.std())
-    hits = 0
-    for x, y in zip(data.test_x.split(500), data.test_y.split(500), strict=True):
-        x = (x - mean) / std if config["normalize"] and not data.temporal else x
-        hits += int((rule.predict(net(data.encode(rule, x, config["T"]))) == y).sum())
-        functional.reset_net(net)
-    return [torch.cat(kept) for kept in passed], hits / len(data.test_y)
+    right = trained.predict(samples.test_x) == samples.test_y
+    return [torch.cat(kept) for kept in passed], float(right.double().mean())
 
 
 def times(figure: Figure, layers: list[Tensor], rule: LearningRule, config: dict[str, Any]) -> dict[str, Any]:

@@ -62,8 +62,14 @@ def train(name: str, data: Data, seed: int = 0, epochs: int | None = None) -> It
 
 
 def main(rule: str = typer.Option("tssl", help="One of `snn-rules list`."), seed: int = 0) -> None:
-    for epoch, accuracy in enumerate(train(rule, load("digits"), seed), 1):
-        print(f"epoch {epoch:2d}: {accuracy:.1%} of the test digits")
+    try:
+        for epoch, accuracy in enumerate(train(rule, load("digits"), seed), 1):
+            print(f"epoch {epoch:2d}: {accuracy:.1%} of the test digits")
+    except snn_rules.RuleError as refusal:
+        raise SystemExit(f"swap_rule: {refusal}") from None
+
+
+main.__doc__ = __doc__  # what --help shows
 
 
 if __name__ == "__main__":

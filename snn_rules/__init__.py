@@ -19,12 +19,14 @@ _PUBLIC = {
     "RuleError": "rule",
     "RuleInfo": "registry",
     "RuleNode": "neuron",
+    "Trained": "trained",
     "build": "conversion",
     "citation": "conversion",
     "compare_gradients": "lens",
     "convert": "conversion",
     "get_rule": "registry",
     "hookimpl": "hookspecs",
+    "load": "trained",
     "parameter": "rule",
     "plain": "stock",
     "register": "registry",
@@ -44,12 +46,14 @@ __all__ = [
     "RuleError",
     "RuleInfo",
     "RuleNode",
+    "Trained",
     "build",
     "citation",
     "compare_gradients",
     "convert",
     "get_rule",
     "hookimpl",
+    "load",
     "parameter",
     "plain",
     "register",
@@ -69,6 +73,7 @@ if TYPE_CHECKING:
     from .reservoir import Reservoir
     from .rule import Capabilities, LearningRule, RuleError, parameter, sweep
     from .stock import plain
+    from .trained import Trained, load
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,7 @@ from .options import (
     ScheduleOption,
     SettingOption,
     StepsOption,
+    VersionOption,
 )
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError
@@ -62,6 +63,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich
 
 @app.callback()
 def main(
+    version: VersionOption = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error instead of one line.")] = False,
 ) -> None:
     """Learning rules for spiking neural networks, as plugins of SpikingJelly.

@@ -46,14 +46,18 @@ class Data:
         """The shape of a sample at one step: (C, H, W), or (F,)."""
         return tuple(self.train_x.shape[2 if self.temporal else 1 :])
 
+    @property
+    def steps(self) -> int | None:
+        """Of a recording; images have none of their own."""
+        return self.train_x.shape[1] if self.temporal else None
+
     def encode(self, rule: LearningRule, x: Tensor, T: int) -> Tensor:
         """`[T, N, *]`: samples in the rule's own code; of spike trains the first T steps, silent after their end."""
         if not self.temporal:
             return rule.encode(x, T)
         if rule.capabilities.signal == "times":
             raise RuleError(f"data set {self.name!r} holds spike trains, but {rule.name!r} sends one spike time; choose images, or mode='clock'")
-        frames = x[:, :T].transpose(0, 1).float()
-        return torch.cat([frames, frames.new_zeros(T - len(frames), *frames.shape[1:])])
+        return frames(x, T)
 
     def binned(self, steps: int) -> Data:
         """Spike trains in coarser time: a step has a spike where there was one in any of `steps` steps."""
@@ -61,7 +65,7 @@ class Data:
             return self
         if not self.temporal:
             raise RuleError(f"data set {self.name!r}: bin={steps} puts steps of spike trains together, but these are images; leave it out")
-        return replace(self, train_x=_binned(self.train_x, steps), test_x=_binned(self.test_x, steps))
+        return replace(self, train_x=binned(self.train_x, steps), test_x=binned(self.test_x, steps))
 
     def limit(self, train: int | None) -> Data:
         """The first `train` samples for training, all for the test."""
@@ -88,7 +92,7 @@ def load(name: str, root: str | Path = "data", download: bool = False) -> Data:
     `events`.
     """
     if name not in DATASETS and not name.startswith("spoken-digits-"):
-        raise RuleError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+        raise RuleError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}, spoken-digits-SPEAKER")
     if name not in IMAGES:
         from . import events
 
@@ -127,9 +131,15 @@ def _idx(name: str, root: Path, download: bool) -> Data:
     return Data(name, _images(train_x), train_y.long(), _images(test_x), test_y.long(), 10)
 
 
-def _binned(x: Tensor, steps: int) -> Tensor:
-    """`[N, S, *]` to `[N, ceil(S / steps), *]`."""
+def binned(x: Tensor, steps: int) -> Tensor:
+    """Spike trains `[N, S, *]` to `[N, ceil(S / steps), *]`."""
     return torch.stack([part.amax(1) for part in torch.split(x, steps, dim=1)], dim=1)
+
+
+def frames(x: Tensor, T: int) -> Tensor:
+    """Spike trains `[N, S, *]` to `[T, N, *]`: the first T steps, silent after their end."""
+    first = x[:, :T].transpose(0, 1).float()
+    return torch.cat([first, first.new_zeros(T - len(first), *first.shape[1:])])
 
 
 def _images(pixels: Tensor) -> Tensor:

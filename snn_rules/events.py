@@ -42,7 +42,8 @@ RECORDINGS = {
     "dvs-gesture": Recordings("DVSGesture", ("ibmGestureTrain", "ibmGestureTest"), 50_000, 120, 11, 32),
 }
 SPOKEN = "fsdd_lyon_bsa.npz"
-SPOKEN_STEPS = 700  # ST-RSBP, speech: longer samples are cut, shorter ones silent at their end
+SPOKEN_REMEDY = "pip install 'snn-rules[speech]', then benchmarks/audio_to_spikes.py of a checkout"
+SPOKEN_STEPS = 700  # of 1.6 ms; ST-RSBP, speech: longer samples are cut, shorter ones silent at their end
 
 
 def load(name: str, root: Path, download: bool = False) -> Data:
@@ -104,7 +105,7 @@ def spoken_digits(name: str, root: Path) -> Data:
     """
     path, speaker = root / SPOKEN, name.removeprefix("spoken-digits").removeprefix("-")
     if not path.is_file():
-        raise RuleError(f"data set {name!r}: no {path}; pass --data-root with the folder that holds it")
+        raise RuleError(f"data set {name!r}: no {path}; pass --data-root with the folder that holds it, or make it: {SPOKEN_REMEDY}")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             held = {key: file[key] for key in ("spikes", "offsets", "labels", "speaker", "test")}

@@ -7,7 +7,7 @@ import platform
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -20,6 +20,7 @@ from . import checkpoint, data, plot
 from .board import Board
 from .config import Config
 from .console import out, progress, say, table
+from .data import Data
 from .distributed import ALONE, Alone
 from .network import network
 from .recipes import Recipe
@@ -45,12 +46,14 @@ class Task:
     def data(self) -> data.Data:
         return data.load(self.dataset, self.data_root, self.download).hold_out(self.hold_out).limit(self.limit_train)
 
-    def config(self, rule: LearningRule, seed: int) -> Config:
+    def config(self, rule: LearningRule, seed: int, samples: Data) -> Config:
+        """The rule's settings, those of the data set, of the recipe, and those that were typed; recordings are heard to their end."""
         given = {name: value for name, value in self.settings.items() if value is not None}
         written = self.recipe.train if self.recipe else {}
-        config = Config.of(rule, **{**data.SETTINGS.get(self.dataset, {}), **written, **given}, network=self.network, seed=seed)
+        chosen = {**data.SETTINGS.get(self.dataset, {}), **written, **given}
+        config = Config.of(rule, **chosen, network=self.network, seed=seed)
         config.refuse_idle(given)
-        return config
+        return config if samples.steps is None or "T" in chosen else replace(config, T=-(-samples.steps // config.bin))
 
     def folder(self, out: Path | None, what: str, seed: int = 0) -> Path:
         """The folder asked for; that of the recipe and the seed; or the first of runs/DATASET-WHAT-1, -2, ... that is not there."""
@@ -83,7 +86,8 @@ def train(
         raise RuleError("train: --resume needs --out with the folder of the training to go on with")
     given = get_rule(name).resolve(task.recipe.options) if task.recipe else {}
     rule = configured(name, {**given, **get_rule(name).resolve(dict(map(option, options)))})
-    samples, config, where = task.data(), task.config(rule, seed), team.first(lambda: task.folder(folder, name, seed))
+    samples = task.data()
+    config, where = task.config(rule, seed, samples), team.first(lambda: task.folder(folder, name, seed))
     about = {**task.about(rule), "rule": name, "options": asdict(rule), "cite": rule.cite, "config": asdict(config)}
 
     board = Board(where / "tensorboard") if tensorboard else None
@@ -116,7 +120,7 @@ def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Pat
     """The same network by several rules, once a seed; a label is a rule and its options, "stdbp:mode=event"."""
     chosen = {label: configured(label.split(":")[0], dict(map(option, label.split(":")[1:]))) for label in labels}
     samples = task.data()
-    configs = {(label, seed): task.config(rule, seed) for label, rule in chosen.items() for seed in seeds}
+    configs = {(label, seed): task.config(rule, seed, samples) for label, rule in chosen.items() for seed in seeds}
     for label, rule in chosen.items():  # refuse before the first training, not after it
         made(rule, samples, configs[label, seeds[0]])
     where = task.place(folder, "compare")

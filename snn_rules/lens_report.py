@@ -40,7 +40,7 @@ def look(
     if epochs < 0:
         raise RuleError(f"lens: --epochs {epochs} should be 0 (the first weights) or more")
     net = stage(task.network, named[0], whole, seed)
-    samples = min(samples, len(whole.train_y))
+    samples, T = min(samples, len(whole.train_y)), task.settings["T"] or whole.steps
     with progress() as bar:
         for name, options in named:  # refuse before the training, not after it
             convert(copy.deepcopy(net), name, **options)
@@ -51,7 +51,7 @@ def look(
         if rules[0].training.normalize and not whole.temporal:
             x = (x - whole.train_x.mean()) / whole.train_x.std()
         looking = bar.add_task("looking", total=None)
-        how: dict[str, Any] = {"T": task.settings["T"], "own_code": own_code, "steps": steps, "seed": seed, "encode": whole.encode}
+        how: dict[str, Any] = {"T": T, "own_code": own_code, "steps": steps, "seed": seed, "encode": whole.encode}
 
         def tell(done: int, total: int) -> None:
             bar.update(looking, completed=done, total=total)
@@ -63,7 +63,7 @@ def look(
     for part in tables(seen):
         out.print()
         out.print(part, soft_wrap=isinstance(part, Text))
-    about = {**task.about(*rules), "samples": samples, "epochs": epochs, "T": task.settings["T"] or rules[0].training.T, "seed": seed}
+    about = {**task.about(*rules), "samples": samples, "epochs": epochs, "T": T or rules[0].training.T, "seed": seed}
     write_json(where / "lens.json", {**about, **plain(seen)})
     plot.lens(where / "lens.png", seen, title)
     out.print(f"\nwrote {where / 'lens.json'} and {where / 'lens.png'}", style="bold", soft_wrap=True)
@@ -97,7 +97,7 @@ def train(net: nn.Module, first: tuple[str, Mapping[str, Any]], samples: data.Da
     """Some epochs by the first rule, with the constants of the stage."""
     name, options = first
     learner, rule = convert(copy.deepcopy(net), name, **options), get_rule(name, **options)
-    config = task.config(rule, seed)
+    config = task.config(rule, seed, samples)
     steps = -(-len(samples.train_y) // config.batch_size)
     training = bar.add_task(f"training by {name}", total=config.epochs * steps)
     fit(learner, rule, samples, config, on_step=lambda epoch, step, _: bar.update(training, completed=epoch * steps + step))

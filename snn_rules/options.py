@@ -5,6 +5,17 @@ from typing import Annotated
 
 import typer
 
+from . import __version__
+from .console import out
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"snn-rules {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and nothing else.")]
 NetworkOption = Annotated[
     str,
     typer.Option(
@@ -13,7 +24,11 @@ NetworkOption = Annotated[
     ),
 ]
 DatasetOption = Annotated[
-    str, typer.Option(help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28); spike trains: nmnist, shd, dvs-gesture, spoken-digits.")
+    str,
+    typer.Option(
+        help="digits (8 x 8, needs no files), mnist or fashion-mnist (28 x 28); spike trains: nmnist, shd, dvs-gesture, spoken-digits, "
+        "spoken-digits-SPEAKER (one speaker is the test)."
+    ),
 ]
 RootOption = Annotated[
     Path, typer.Option(help="Folder of the data files, in torchvision's layout or as plain idx files, gzipped or not; in tonic's for recordings.")
@@ -22,7 +37,9 @@ DownloadOption = Annotated[
     bool, typer.Option("--download", help="Let torchvision or tonic fetch what is missing into the data root; otherwise nothing is downloaded.")
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Walks over the training set. Default: 10, and 20 for digits.")]
-StepsOption = Annotated[int | None, typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the rule's own.")]
+StepsOption = Annotated[
+    int | None, typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the rule's own; for recordings, all of theirs.")
+]
 RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW, no weight decay. Default: the rule's own; 0.003 for digits.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own; 32 for digits.")]
 ScheduleOption = Annotated[str, typer.Option(help="Learning rate over epochs: constant, sqrt (lr / sqrt(epoch)) or cosine (down to 0).")]

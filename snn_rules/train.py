@@ -27,6 +27,7 @@ from .neuron import RuleNode
 from .registry import get_rule
 from .regularize import penalty
 from .rule import LearningRule, RuleError
+from .trained import about, output, scale, scaled
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,7 @@ class _Trainer:
     def __init__(self, net: nn.Module, rule: LearningRule, data: Data, config: Config, team: Alone):
         self.net, self.rule, self.data, self.config, self.team = net.to(config.device), rule, data.binned(config.bin), config, team
         self.shared = team.wrap(net)  # the same network, its gradients those of all processes
-        self.scaled = config.normalize and not data.temporal
-        self.mean = float(data.train_x.mean()) if config.mean is None and self.scaled else config.mean or 0.0
-        self.std = float(data.train_x.std()) if config.std is None and self.scaled else config.std or 1.0
+        self.scale = scale(config, data)
         self.optimizer = OPTIMIZERS[config.optimizer](net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         torch.manual_seed(config.seed)
 
@@ -156,7 +155,7 @@ class _Trainer:
         config, (mine, share) = self.config, self.team.part(len(y), self.config.reduction)
         samples, sent, y = len(y), self.data.encode(self.rule, x, config.T)[:, mine], y[mine]
         with self.team.noise(config.seed, number):
-            out = self.output(self.shared, sent)
+            out = output(self.shared, sent, config.precision)
         if config.loss == "count":
             loss = share * count_loss(out, y, config.desired, config.undesired, reduction=config.reduction)
         else:
@@ -189,23 +188,14 @@ class _Trainer:
                 mine = self.team.own(len(y))
                 sent = self.data.encode(self.rule, x, self.config.T)[:, mine]
                 if sent.shape[1]:
-                    right += int((self.rule.predict(self.output(self.net, sent)) == y[mine]).sum())
+                    right += int((self.rule.predict(output(self.net, sent, self.config.precision)) == y[mine]).sum())
                     functional.reset_net(self.net)
         counts = self.team.gather((right, activity))
         total = Activity.total([each for _, each in counts], len(self.data.test_y))
         return sum(right for right, _ in counts) / len(self.data.test_y), total
 
-    def output(self, net: nn.Module, x: Tensor) -> Tensor:
-        """What the network makes of the samples, in the precision asked for."""
-        if self.config.precision == "float32":
-            return net(x)  # type: ignore[no-any-return]
-        with torch.autocast(x.device.type, torch.bfloat16):
-            out: Tensor = net(x)
-        return out.float()
-
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = (x - self.mean) / self.std if self.scaled else x
-        return scaled.to(self.config.device), y.to(self.config.device)
+        return scaled(x, self.scale).to(self.config.device), y.to(self.config.device)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
@@ -220,6 +210,7 @@ class _Trainer:
         return {
             "identity": self.identity(),
             "config": asdict(self.config),
+            "model": about(self.rule, self.data, self.scale),
             "epoch": len(history.epochs),
             "network": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),

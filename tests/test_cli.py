@@ -274,3 +274,8 @@ def test_values_of_options(text: str, value: object) -> None:
 def test_options_that_are_none(text: str) -> None:
     with pytest.raises(snn_rules.RuleError, match="should be KEY=VALUE"):
         option(text)
+
+
+def test_the_version() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.output == f"snn-rules {snn_rules.__version__}\n"

@@ -1,14 +1,17 @@
 """Recordings, from tiny files written here in the formats of their authors."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from snn_rules import RuleError, data, events, get_rule
+from snn_rules.cli import app
 from snn_rules.network import network
 from snn_rules.train import Config, fit
 
@@ -96,7 +99,7 @@ MISSING = {
     "nmnist": r"no .*NMNIST/Train and .*NMNIST/Test; pass --data-root with the folder that holds NMNIST, or --download",
     "shd": r"no .*SHD/shd_train.h5 and .*SHD/shd_test.h5; pass --data-root",
     "dvs-gesture": r"no .*DVSGesture/ibmGestureTrain and .*ibmGestureTest; pass --data-root",
-    "spoken-digits": r"no .*fsdd_lyon_bsa.npz; pass --data-root",
+    "spoken-digits": r"no .*fsdd_lyon_bsa.npz; pass --data-root .*, or make it: pip install 'snn-rules\[speech\]', .* benchmarks/audio_to_spikes.py",
 }
 
 
@@ -105,6 +108,8 @@ def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
     with pytest.raises(RuleError, match=f"data set '{name}': {MISSING[name]}") as refusal:
         data.load(name, tmp_path)
     assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
+    with pytest.raises(RuleError, match=r"unknown data set 'spoken'; there are .*, spoken-digits, spoken-digits-SPEAKER"):
+        data.load("spoken", tmp_path)
 
 
 def test_data_that_is_damaged(tmp_path: Path) -> None:
@@ -159,6 +164,18 @@ def test_training_on_recordings(tmp_path: Path) -> None:
     config = Config.of(rule, T=5, epochs=1, batch_size=2, loss="count", desired=3, undesired=1)
     history = fit(net, rule, found, config)  # normalize, of the rule, has no meaning for spikes
     assert history.last.loss > 0 and list(history.last.firing) == ["neuron1", "neuron3"]
+
+
+def test_recordings_are_heard_to_their_end(tmp_path: Path) -> None:
+    write_shd(tmp_path)
+    small = ["--dataset", "shd", "--data-root", str(tmp_path), "--network", "4-20", "--epochs", "1"]
+    for number, (more, T) in enumerate({(): 140, ("--setting", "bin=3"): 47, ("--T", "6"): 6}.items()):
+        out = tmp_path / str(number)
+        done = CliRunner().invoke(app, ["train", "--rule", "tssl", *small, *more, "--out", str(out)])
+        assert done.exit_code == 0 and json.loads((out / "history.json").read_text())["config"]["T"] == T, done.output
+    done = CliRunner().invoke(app, ["lens", "--rules", "surrogate,tssl", *small, "--out", str(tmp_path / "lens")])
+    assert done.exit_code == 0 and json.loads((tmp_path / "lens" / "lens.json").read_text())["T"] == 140, done.output
+    assert data.load("digits").steps is None
 
 
 def test_sounds_become_spikes(tmp_path: Path) -> None:

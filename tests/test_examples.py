@@ -3,6 +3,7 @@
 import importlib
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -54,6 +55,12 @@ def test_the_loop_takes_a_rule_that_it_has_no_settings_for(example: ModuleType, 
     assert 0 <= accuracy <= 1
 
 
+def test_a_rule_that_is_not_there_is_one_line(example: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"swap_rule: .*'tsl'"):
+        example.main("tsl", 0)
+    assert "One training loop for every learning rule" in example.main.__doc__
+
+
 def test_demo_writes_what_it_found(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stepped: list[str] = []
     monkeypatch.setattr(demo, "step_resnet", lambda name: (stepped.append(name), (2.0, 1.0))[1])
@@ -65,6 +72,9 @@ def test_demo_writes_what_it_found(demo: ModuleType, monkeypatch: pytest.MonkeyP
     assert Path("demo/accuracy.png").read_bytes().startswith(b"\x89PNG")
     text = capsys.readouterr().out
     assert all(rule in text for rule in RULES) and f"{results['tssl']['accuracy']:.1%}" in text and "demo/results.json" in text
+    parts = ["of the test digits", "ResNet-18's loss from 2.00 to 1.00"]
+    lines = text.splitlines()[:8]  # before the table, each as soon as it is known
+    assert all(line.startswith(f"{rule}: ") and part in line for line, (part, rule) in zip(lines, product(parts, RULES), strict=True))
 
 
 def test_demo_steps_a_model(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +85,8 @@ def test_demo_steps_a_model(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(demo, "snn_rules", SimpleNamespace(get_rule=snn_rules.get_rule, build=build))
     first, last = demo.step_resnet("tssl")
     assert 0 < last < first
+
+
+def test_the_loss_of_the_model_falls(demo: ModuleType) -> None:
+    first, last = demo.step_resnet("surrogate")
+    assert last < first - 0.2

@@ -1,6 +1,7 @@
 """What a newcomer from SpikingJelly brings, and types."""
 
 import gzip
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_a_place_for_results_is_made_before_there_are_any(tmp_path: Path) -> Non
     for command in (["compare", "--rules", "tssl"], ["lens", "--rules", "tssl,surrogate"]):
         done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "file" / "x")])
         assert done.exit_code == 2 and "cannot be made" in " ".join(done.output.split()) and "epoch" not in done.output
+
+
+def test_the_loop_of_the_start_page_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "index.md").read_text()
+    code, said = re.search(r"```python\n(.*?)```\n\nprints ([\d.]+)", page, re.DOTALL).groups()  # type: ignore[union-attr]
+    exec(code, {})
+    assert float(re.findall(r"[\d.]+", capsys.readouterr().out)[0]) == pytest.approx(float(said), abs=0.03)
 
 
 def test_another_data_set_in_the_same_layout_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ LENS = ["--dataset", "digits", "--network", "6-10", "--samples", "20", "--T", "4
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
-def test_the_code_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in re.findall(r"^    snn-rules (train .* --out .*)$", PAGES[page], re.MULTILINE):  # what the code may load
+        assert CliRunner().invoke(app, [*shlex.split(command), *SMALL]).exit_code == 0
     for name, value in {"_registry": (own := Registry()), "rules": own.rules, "register": own.register}.items():
         monkeypatch.setattr(f"snn_rules.registry.{name}", value)  # what a page registers ends with it
     torch.manual_seed(0)
