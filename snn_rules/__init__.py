@@ -20,6 +20,7 @@ _PUBLIC = {
     "RuleInfo": "registry",
     "RuleNode": "neuron",
     "Trained": "trained",
+    "Training": "rule",
     "build": "conversion",
     "citation": "conversion",
     "compare_gradients": "lens",
@@ -47,6 +48,7 @@ __all__ = [
     "RuleInfo",
     "RuleNode",
     "Trained",
+    "Training",
     "build",
     "citation",
     "compare_gradients",
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from .recurrent import InhibitedNode, RecurrentNode
     from .registry import RuleInfo, get_rule, register, rules
     from .reservoir import Reservoir
-    from .rule import Capabilities, LearningRule, RuleError, parameter, sweep
+    from .rule import Capabilities, LearningRule, RuleError, Training, parameter, sweep
     from .stock import plain
     from .trained import Trained, load
 

@@ -32,8 +32,9 @@ def lens(
 ) -> None:
     """Hold the rules' gradients against each other: cosine and norms by layer, and how far the loss falls along each.
 
-    Every rule looks at the same weights on the same batch, in a network of LIF neurons whose constants (tau_m 2, threshold 1) it
-    takes over as convert does; options win: tssl:tau_s=3. Where the rules' spikes differ nevertheless, the output says how many.
+    Every rule looks at the same weights and batch, in LIF neurons whose constants (tau_m 2, threshold 1) it takes over; options win: tssl:tau_s=3.
+
+    Where the rules' spikes differ nevertheless, the output says how many.
     """
     from . import experiments, lens_report
 
@@ -57,8 +58,9 @@ def bench(
 ) -> None:
     """How fast the rules' kernels are here, beside SpikingJelly's LIFNode, a copy, a triad or the matrix products of the same run.
 
-    Let nothing else run meanwhile, and set the threads: OMP_NUM_THREADS=2 snn-rules bench. The table of neurons takes some two minutes a
-    round, the others one together.
+    Let nothing else run meanwhile, and set the threads: OMP_NUM_THREADS=2 snn-rules bench.
+
+    The table of neurons takes some two minutes a round, the others one together.
     """
     from . import bench_report
 

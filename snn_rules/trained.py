@@ -89,9 +89,8 @@ def scale(config: Config, data: Data) -> tuple[float, float] | None:
     """The mean and the standard deviation by which samples are normalised: those asked for, or the training set's."""
     if not config.normalize or data.temporal:
         return None
-    if config.mean is None or config.std is None:
-        return float(data.train_x.mean()), float(data.train_x.std())
-    return config.mean, config.std
+    mean = float(data.train_x.mean()) if config.mean is None else config.mean
+    return mean, float(data.train_x.std()) if config.std is None else config.std
 
 
 def scaled(x: Tensor, scale: tuple[float, float] | None) -> Tensor:

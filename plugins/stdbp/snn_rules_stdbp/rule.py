@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snn_rules import Capabilities, LearningRule, RuleError, hookimpl, parameter, sweep
+from snn_rules import Capabilities, LearningRule, RuleError, Training, hookimpl, parameter, sweep
 from snn_rules.coding import first_spike_loss, latency, latency_times, spike_steps
 from snn_rules.ops import heaviside, maximum, where
-from snn_rules.rule import Training, Values
+from snn_rules.rule import Values
 
 if TYPE_CHECKING:
     from snn_rules.kernels.cuda import Kernel

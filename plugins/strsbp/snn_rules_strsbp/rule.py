@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from snn_rules import LearningRule, RuleError, hookimpl, parameter, sweep
+from snn_rules import LearningRule, RuleError, Training, hookimpl, parameter, sweep
 from snn_rules.coding import count_loss, poisson
 from snn_rules.ops import heaviside, maximum, where
-from snn_rules.rule import Training, Values
+from snn_rules.rule import Values
 
 from .spsp import slope
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from snn_rules import Capabilities, LearningRule, RuleError, hookimpl, parameter, sweep
+from snn_rules import Capabilities, LearningRule, RuleError, Training, hookimpl, parameter, sweep
 from snn_rules.coding import psc, van_rossum_loss
 from snn_rules.ops import clip, exp, heaviside, where
-from snn_rules.rule import Sweep, Training, Values
+from snn_rules.rule import Sweep, Values
 
 PATTERNS = {"paper": (0.0, 1.0, 0.0, 1.0, 1.0), "code": (0.0, 1.0, 1.0, 1.0, 1.0)}
 

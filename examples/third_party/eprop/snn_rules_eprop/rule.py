@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from snn_rules import Capabilities, LearningRule, hookimpl, parameter, sweep
+from snn_rules import Capabilities, LearningRule, Training, hookimpl, parameter, sweep
 from snn_rules.ops import heaviside, maximum, where
-from snn_rules.rule import Training
 
 
 @dataclass(frozen=True)

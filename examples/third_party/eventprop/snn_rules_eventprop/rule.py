@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from snn_rules import LearningRule, hookimpl, parameter, sweep
+from snn_rules import LearningRule, Training, hookimpl, parameter, sweep
 from snn_rules.coding import first_spike_loss, first_spike_steps, latency
 from snn_rules.ops import heaviside, maximum, minimum, where
-from snn_rules.rule import Training
 
 
 @dataclass(frozen=True)
