@@ -152,6 +152,7 @@ def test_every_launch_sets_device_and_stream_and_compiles_once() -> None:
     assert not gpu.entered
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient of exactly zero")  # stdbp, of a loss of rates
 @pytest.mark.parametrize("name", RULES)
 def test_a_neuron_learns_through_the_launch_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, g = 2 * torch.rand(9, 2, 150), torch.rand(9, 2, 150)

@@ -41,9 +41,10 @@ def test_what_is_no_spike_time_is_refused(x: torch.Tensor, says: str) -> None:
     net = snn_rules.convert(torch.nn.Sequential(torch.nn.Linear(4, 3), neuron.LIFNode()), "stdbp", mode="event")
     with pytest.raises(RuleError, match=rf"layer '0' \(stdbp\): the input .*{says}; pass the spike times of rule.encode"):
         net(x)
-    rule = net[1].rule
+    with pytest.raises(RuleError, match=r"has shape \[5, 2, 4\]; pass times \[1, N, 4\], each sent once"):
+        net(torch.rand(5, 2, 4))
     with pytest.raises(RuleError, match=r"has shape \[5, 2, 3\], but mode='event' sends each time once"):
-        rule.loss(net(torch.rand(5, 2, 4)), torch.tensor([0, 1]))
+        net[1].rule.loss(torch.rand(5, 2, 3), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("name", ["surrogate", "tssl", "strsbp", "stdbp"])

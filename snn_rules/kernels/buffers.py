@@ -27,16 +27,15 @@ PAGE = 2 << 20  # a huge page
 class Pool:
     def __init__(self, capacity: int):
         self.capacity, self.waiting = capacity, 0
-        self._blocks = deque[mmap.mmap]()  # the longest waiting first
-        self._lock = threading.RLock()  # a collection inside `take` may give a block back
+        self._blocks: dict[int, list[mmap.mmap]] = {}
+        self._sizes = deque[int]()  # of the blocks, the longest waiting first
+        self._lock = threading.RLock()  # a collection inside may give a block back: there is never a size without its block
 
     def take(self, size: int) -> ctypes.Array[ctypes.c_char]:
         """Memory of at least `size` bytes; it returns to the pool when nothing refers to it any more."""
         size = -(-size // PAGE) * PAGE
         with self._lock:
-            block = next((block for block in reversed(self._blocks) if len(block) == size), None)  # the last one may be in a cache
-            if block is not None:
-                self._drop(block)
+            block = self._out(size).pop() if size in self._sizes else None  # the last one may be in a cache
         if block is None:
             block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -50,14 +49,17 @@ class Pool:
         with self._lock:
             if size > self.capacity:
                 return
-            while self.waiting + size > self.capacity:  # of a size that is used no more, as it seems
-                self._drop(self._blocks[0])
-            self._blocks.append(block)
+            while self._sizes and self.waiting + size > self.capacity:  # of a size that is used no more, as it seems
+                self._out(self._sizes[0]).pop(0)
+            self._blocks.setdefault(size, []).append(block)
+            self._sizes.append(size)
             self.waiting += size
 
-    def _drop(self, block: mmap.mmap) -> None:
-        self._blocks.remove(block)
-        self.waiting -= len(block)
+    def _out(self, size: int) -> list[mmap.mmap]:
+        """The blocks of that size, of which one is to go."""
+        self._sizes.remove(size)
+        self.waiting -= size
+        return self._blocks[size]
 
 
 def _capacity(given: str) -> int:
