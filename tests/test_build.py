@@ -89,7 +89,9 @@ def test_a_compiler_that_fails(tmp_path):
 def test_a_cache_that_cannot_be_written_and_a_full_disk(tmp_path):
     file = tmp_path / "a file, no folder"
     file.write_text("")
-    assert run(SNN_RULES_CACHE_DIR=str(file / "cache")).startswith("compiled for the CPU")  # the temporary folder serves
+    name, _, said = run(SNN_RULES_CACHE_DIR=str(file / "cache")).split(" | ")
+    assert name == "compiled for the CPU" and said.startswith("kernels are kept in ") and "Not a directory" in said  # said once, for two dtypes
+    assert said.count("kernels are kept in") == 1 and said.endswith("set SNN_RULES_CACHE_DIR to a folder that can be written")
     full = TRY + textwrap.dedent("""
         from pathlib import Path
         from snn_rules.kernels import build

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -71,12 +72,23 @@ def build(source: str) -> ctypes.CDLL:
     """The shared object of `source`, compiled unless the cache has it. `NoCompiler` where neither works."""
     command, version = compiler()
     key = hashlib.sha256("\n".join([source, version, *flags(), _machine()]).encode()).hexdigest()[:32]
+    failed: list[Exception] = []
     for folder in (cache_dir, _temporary_dir):
         try:
-            return ctypes.CDLL(str(_compiled(folder(), key, source, command)))
+            path = _compiled(folder(), key, source, command)
+            library = ctypes.CDLL(str(path))
         except (OSError, RuntimeError) as cause:  # a folder that cannot be written, a full disk, no home: the next one
-            failed = cause
-    raise NoCompiler(f"no folder for compiled kernels can be written ({failed}); set SNN_RULES_CACHE_DIR")
+            failed.append(cause)
+            continue
+        if failed:
+            _say_once(f"kernels are kept in {path.parent}: {failed[0]}; set SNN_RULES_CACHE_DIR to a folder that can be written")
+        return library
+    raise NoCompiler(f"no folder for compiled kernels can be written ({failed[-1]}); set SNN_RULES_CACHE_DIR")
+
+
+@lru_cache(maxsize=8)
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
