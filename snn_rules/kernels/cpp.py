@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import walks
 from .chunks import each, indent, kernel
-from .emit import Lines, condition, constant, leaves, of_the_neuron
+from .emit import Lines, condition, constant, leaves
 from .graph import BOOLEAN, Node, order
 from .program import Program, Stage
+
+CPP = walks.Language("int64_t", "A::get(p_{name} + {at}, n)", "A::put(p_{name} + {at}, {value}, n);", "A::out(p_{name} + {at}, {value}, n);")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
     if stage.back:
         text += _there_and_back(program, steps, stage)
     else:
-        text += "  ahead(0, T, NO{}, YES{});\n" + each("".join(f"    A::put(p_c_{n} + j, S_f_{n}[c], n);\n" for n in stage.writes))
+        text += "  ahead(0, T, NO{}, YES{});\n" + each("".join(f"    {CPP.put(f'c_{n}', f'S_f_{n}[c]')}\n" for n in stage.writes))
     few = 1 if stage.ahead else 4  # vectors: with two sweeps, one has enough to compute
     return Source(name, kernel(name, pointers, text, _size(stage), len(states), steps, few), pointers)
 
@@ -45,60 +48,24 @@ def backward(program: Program, index: int, steps: int | None = None) -> Source:
 # ---- the walk through the steps ------------------------------------------------------------------------------------
 
 
-def _gain(program: Program) -> str:
-    return "" if program.gain == 1.0 else f" * K({constant(program.gain)})"
-
-
 def _step(program: Program, stage: Stage | None = None) -> str:
-    """One step: the input has arrived in `a`; states are `v_NAME`, what a sweep carries along is `f_NAME`. Without a stage: the forward kernel's."""
-
-    def name(leaf: Node) -> str:
-        kind, what = leaf.value
-        return {"state": f"v_{what}", "carry": f"f_{what}", "step": str(what), "neuron": f"n_{what}", "total": f"n_{what}"}[kind]
-
-    lines = Lines(name)
+    """One step of the walk ahead, of the forward kernel without a stage."""
+    lines = Lines(walks.ahead)
     kept = [f"{at} = {_packed(node, lines)};" for node, at in _places(stage)] if stage else []
     spike = None if stage else lines(program.traced.spike)
     after = {f"v_{n}": lines(node) for n, node in program.traced.state.items()}
-    text = [f"const V a = {_arrival(program)};", *lines.text]
-    text += [f"A::fetch(p_x + (t - {program.delay}) * M + j + AHEAD);"] if stage else []  # the forward kernel is no faster for it
+    text = [*walks.loads(program, CPP, ["a"]), *lines.text]
+    text += [f"A::fetch(p_x + {walks.earlier(program.delay)} + AHEAD);"] if stage else []  # the forward kernel is no faster for it
     text += ["A::fetch(p_g + t * M + j + AHEAD);"] if stage and "g" in stage.ahead_reads else []
     if stage and stage.ahead:
-        sums = Lines(name, lines.known, prefix="f")
+        sums, own = Lines(walks.ahead, lines.known, prefix="f"), [n for n in stage.ahead_reads if n != "a"]
         totals = {f"f_{n}": sums(node) for n, node in stage.ahead.carry.items()}
-        text += ["if constexpr (more.value) {", *_loads(program, stage.ahead_reads, ("x", "g")), *sums.text, *_assign(totals), "}"]
+        text += ["if constexpr (more.value) {", *walks.loads(program, CPP, own), *sums.text, *walks.assign(totals), "}"]
     text += ["if constexpr (keep.value) {", *kept, "}"] if kept else []
-    text += [] if stage else [f"A::out(p_s + t * M + j, {spike}, n);"]
-    text += _assign(after)
-    text += [] if stage else ["if constexpr (more.value) A::put(p_record + t * M + j, v_v, n);"]
+    text += [] if spike is None else [CPP.out("s", spike, walks.NOW)]
+    text += walks.assign(after)
+    text += [] if stage else ["if constexpr (more.value) " + CPP.put("record", "v_v", walks.NOW)]
     return "\n".join(text)
-
-
-def _assign(values: dict[str, str]) -> list[str]:
-    """All at once: a new value may be made of the others' old ones."""
-    return [*(f"const V new_{n} = {value};" for n, value in values.items()), *(f"{n} = new_{n};" for n in values)]
-
-
-def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
-    """Lines that load the step's own values."""
-    sources = {
-        "a": _arrival(program),
-        "x": f"A::get(p_{program.sent} + t * M + j, n){_gain(program)}",
-        "g": "A::get(p_g + t * M + j, n)",
-    }
-    return [f"const V {name} = {sources[name]};" for name in wanted if name in reads]
-
-
-def _arrival(program: Program) -> str:
-    """What arrives at the neuron at step t."""
-    return _delayed(program) + _gain(program)
-
-
-def _delayed(program: Program) -> str:
-    """The input of `delay` steps before step t, at first the queue of the call before."""
-    delay = program.delay
-    now = f"A::get(p_x + (t - {delay}) * M + j, n)" if delay else "A::get(p_x + t * M + j, n)"
-    return f"(t < {delay} ? p_late ? A::get(p_late + t * M + j, n) : K(0) : {now})" if delay else now
 
 
 def _variables(program: Program, stage: Stage | None) -> dict[str, float]:
@@ -109,7 +76,7 @@ def _variables(program: Program, stage: Stage | None) -> dict[str, float]:
 
 def _begin(program: Program, stage: Stage | None = None) -> str:
     """Their first values, in the arrays `S_VARIABLE`."""
-    start, given = _variables(program, stage), {f"v_{n}": f"p_in_{n} ? A::get(p_in_{n} + j, n) : " for n in program.rule.state}
+    start, given = _variables(program, stage), {f"v_{n}": f"p_in_{n} ? {CPP.get(f'in_{n}')} : " for n in program.rule.state}
     declare = "".join(f"  V S_{n}[WIDE];\n" for n in start)
     return declare + each("".join(f"    S_{n}[c] = {given.get(n, '')}K({constant(value)});\n" for n, value in start.items()))
 
@@ -123,9 +90,9 @@ def _ahead(program: Program, steps: int | None, stage: Stage | None = None) -> s
     states, scratch = list(program.rule.state), bool(stage and stage.scratch)
     held = _variables(program, stage)
     mark = " ".join(f"mark[(t0 / PART * NC + c) * {len(states)} + {k}] = v_{n};" for k, n in enumerate(states))
-    keep = " ".join(f"A::put(p_marks + (t0 / PART * {len(states)} + {k}) * M + j, v_{n}, n);" for k, n in enumerate(states))
+    keep = " ".join(CPP.put("marks", f"v_{n}", f"(t0 / PART * {len(states)} + {k}) * M + j") for k, n in enumerate(states))
     reads = leaves(stage.ahead.carry.values()) if stage and stage.ahead else []
-    given = " ".join(f"const V n_{n} = A::get(p_n_{n} + j, n);" for n in (stage.neurons if stage else ()) if {("neuron", n), ("total", n)} & {*reads})
+    given = " ".join(f"const V n_{n} = {CPP.get(f'n_{n}')};" for n in (stage.neurons if stage else ()) if {("neuron", n), ("total", n)} & {*reads})
     marks = f"if constexpr (!keep.value) if (!p_marks && t0 % PART == 0) {{ {mark} }}" if scratch else ""
     return f"""  auto ahead = [&](int64_t from, int64_t to, auto keep, auto more) __attribute__((always_inline)) {{
     for (int64_t t0 = from; t0 < to; t0 += TB)
@@ -197,7 +164,7 @@ def _there_and_back(program: Program, steps: int | None, stage: Stage) -> str:
     states = program.rule.state
     setup, back, end = _back(program, steps, stage)
     at = [(n, f"(part * {len(states)} + {k}) * M + j", f"(part * NC + c) * {len(states)} + {k}") for k, n in enumerate(states)]
-    start = each("".join(f"    S_v_{n}[c] = p_marks ? A::get(p_marks + {whole}, n) : mark[{own}];\n" for n, whole, own in at))
+    start = each("".join(f"    S_v_{n}[c] = p_marks ? {CPP.get('marks', whole)} : mark[{own}];\n" for n, whole, own in at))
     first = "" if stage.ahead else "if (!p_marks) "
     return f"""  const bool once = T <= length;
   const auto again = [&](int64_t part) {{
@@ -218,52 +185,37 @@ def _there_and_back(program: Program, steps: int | None, stage: Stage) -> str:
 def _back(program: Program, steps: int | None, stage: Stage) -> tuple[str, str, str]:
     """The reverse sweep: what comes before it, once a neuron; the walk from step `to` to step `from`; what it leaves behind.
 
-    Its carries are in the arrays `C_NAME`, states after the last step in `F_NAME`, other values of the neuron in `H_NAME`.
+    What it carries is in the arrays `C_VARIABLE`, states after the last step in `F_VARIABLE`, what else is of the neuron in `H_VARIABLE`.
     """
-    walk, delay, kept = stage.back, program.delay, stage.scratch
+    walk, back = stage.back, walks.back(program, stage, CPP)
     assert walk is not None
-    ahead = stage.ahead.carry if stage.ahead else {}
-
-    def name(leaf: Node) -> str:
-        kind, what = leaf.value
-        if kind == "total":
-            return f"S_f_{what}[c]" if what in ahead else f"n_{what}"
-        return {"carry": f"k_{what}", "neuron": f"n_{what}", "final": f"F_{what}[c]", "step": str(what)}[kind]
-
     roots = [*walk.put.values(), *walk.carry.values()]
-    once = Lines(name, prefix="h")  # what is the same at each step
-    for node in order([*roots, *stage.between.values()], kept):
-        if of_the_neuron(node, kept):
-            once(node)
-    lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
-    made, after = ({n: lines(node) for n, node in nodes.items()} for nodes in (walk.put, walk.carry))
+    once = {name: "B" if n.op in BOOLEAN else "V" for n in order(roots, stage.scratch) if (name := back.once.known.get(id(n), "K"))[0] == "h"}
+    finals = [f"v_{n}" for kind, n in leaves([*roots, *stage.between.values()], stage.scratch) if kind == "final"]
+    carries = {f"k_{n}": value for n, value in walk.start.items()}
+    totals = list(stage.ahead.carry) if stage.ahead else []
+    of_neuron = "".join(f"      const V n_{n} = {CPP.get(f'n_{n}')};\n" for n in stage.neurons)
+    of_neuron += "".join(f"      const V f_{n} = S_f_{n}[c];\n" for n in totals)
 
-    puts = [f"A::out(p_{n} + (t - {delay}) * M + j, {value}{_gain(program)}{' * n_scale' if stage.scaled else ''}, n);" for n, value in made.items()]
+    setup = "".join(f"  {kind} H_{n}[WIDE];\n" for n, kind in once.items())
+    setup += "".join(f"  V {n}[WIDE];\n" for n in [*(f"F_{n}" for n in finals), *(f"C_{n}" for n in carries)])
+    first = [*(f"const V {n} = F_{n}[c] = S_{n}[c];" for n in finals), *back.once.text, *(f"H_{n}[c] = {n};" for n in once)]
+    first += [f"C_{n}[c] = K({constant(value)});" for n, value in carries.items()]
+    first += [*(CPP.out(f"c_{n}", value) for n, value in back.left.items()), *back.beyond]
+    setup += each(of_neuron + indent("\n".join(first), 6) + "\n")
+
+    load = [*(f"const {kind} {n} = H_{n}[c];" for n, kind in once.items()), *(f"const V {n} = F_{n}[c];" for n in finals)]
+    load += [f"V {n} = C_{n}[c];" for n in carries]
+    load += [f"const V n_scale = p_n_scale ? {CPP.get('n_scale')} : K(1);"] if stage.scaled else []
     body = [_unpacked(node, f"z{k}", at) for k, (node, at) in enumerate(_places(stage))]
     body += ["A::fetch(p_g + t * M + j + BACK);"] if "g" in stage.back_reads else []
-    body += [*_loads(program, stage.back_reads, ("a", "x", "g")), *lines.text, *(f"if (t >= {delay}) {put}" if delay else put for put in puts)]
-    body += _assign({f"k_{n}": value for n, value in after.items()})
-    held = {once.known[id(n)]: "B" if n.op in BOOLEAN else "V" for n in order(roots, kept) if once.known.get(id(n), "K")[0] == "h"}
-    finals = [n for n in program.rule.state if any(leaf.value == ("final", n) for leaf in order([*roots, *stage.between.values()], kept))]
-    given = "".join(f"      const V n_{n} = A::get(p_n_{n} + j, n);\n" for n in stage.neurons)
-    given_on = {n: f"S_f_{n}[c]" if n in ahead else once(stage.between[n]) for n in stage.writes if n not in walk.carry}
-
-    setup = "".join(f"  {kind} H_{n}[WIDE];\n" for n, kind in held.items())
-    setup += "".join(f"  V {n}[WIDE];\n" for n in [*(f"F_{n}" for n in finals), *(f"C_{n}" for n in walk.start)])
-    first = [*(f"F_{n}[c] = S_v_{n}[c];" for n in finals), *once.text, *(f"H_{n}[c] = {n};" for n in held)]
-    first += [f"C_{n}[c] = K({constant(value)});" for n, value in walk.start.items()]
-    first += [f"A::out(p_c_{n} + j, {value}, n);" for n, value in given_on.items()]
-    if delay and puts:  # the last inputs never arrive
-        first.append(f"for (int64_t t = T < {delay} ? 0 : T - {delay}; t < T; ++t) A::out(p_dx + t * M + j, K(0), n);")
-    setup += each(given + indent("\n".join(first), 6) + "\n")
-    scale = "      const V n_scale = p_n_scale ? A::get(p_n_scale + j, n) : K(1);\n" if stage.scaled else ""
-    load = " ".join([*(f"const {kind} {n} = H_{n}[c];" for n, kind in held.items()), *(f"V k_{n} = C_{n}[c];" for n in walk.start)])
-    back = f"""    for (int64_t t1 = to, t0; t1 > from; t1 = t0) {{
+    body += [*walks.loads(program, CPP, stage.back_reads), *back.lines, *back.puts, *walks.assign(back.after)]
+    walked = f"""    for (int64_t t1 = to, t0; t1 > from; t1 = t0) {{
     t0 = from + (t1 - 1 - from) / TB * TB;
     for (int c = 0; c < NC; ++c) {{
       const int64_t j = j0 + c * L; const int n = M - j < L ? M - j : L; (void)n;
-      {_block(stage)}{load}
-{given}{scale}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
+      {_block(stage)}{" ".join(load)}
+{of_neuron}      auto one = [&](int64_t t) __attribute__((always_inline)) {{
 {indent(chr(10).join(body), 8)}
       }};
       if (A::WHOLE && t1 - t0 == TB) {{
@@ -273,18 +225,18 @@ def _back(program: Program, steps: int | None, stage: Stage) -> tuple[str, str, 
 #pragma GCC unroll {8 if steps else 1}
         for (int64_t t = t1 - 1; t >= t0; --t) one(t);
       }}
-      {" ".join(f"C_{n}[c] = k_{n};" for n in walk.start)}
+      {" ".join(f"C_{n}[c] = {n};" for n in carries)}
     }}
     }}
 """
-    left = [n for n in stage.writes if n in walk.carry]
-    return setup, back, each("".join(f"    A::out(p_c_{n} + j, C_{n}[c], n);\n" for n in left)) if left else ""
+    end = "".join(f"    {CPP.out(f'c_{n}', f'C_k_{n}[c]')}\n" for n in stage.writes if n in walk.carry)
+    return setup, walked, each(end) if end else ""
 
 
 def _finals(program: Program) -> str:
     """The states after the last step, and the inputs that are still on their way: those of the steps to come."""
-    states, late = program.rule.state, f"A::put(p_out_late + (t - T) * M + j, {_delayed(program)}, n);"
-    put = "".join(f"    A::out(p_out_{n} + j, S_v_{n}[c], n);\n" for n in states)
+    states, late = program.rule.state, CPP.put("out_late", walks.delayed(program, CPP), "(t - T) * M + j")
+    put = "".join(f"    {CPP.out(f'out_{n}', f'S_v_{n}[c]')}\n" for n in states)
     put += f"    for (int64_t t = T; t < T + {program.delay}; ++t) {late}\n" if program.delay else ""
     finite = " ".join(f"bad |= !(S_v_{n}[c] - S_v_{n}[c] == K(0));" for n in states)
     return each(put + f"    B bad = {{}}; {finite}\n    wrong |= bad;\n")

@@ -7,17 +7,18 @@ from `j0` on that one launch serves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from .emit import Lines, constant, kind_of, of_the_neuron
-from .graph import BOOLEAN, Node, order
+from . import walks
+from .emit import Lines, constant, kind_of
 from .prelude import DOUBLE, FLOAT, HALF, exponential
 from .program import Program, Stage
 
+CUDA = walks.Language("N", "p_{name}[{at}]", "p_{name}[{at}] = {value};", "p_{name}[{at}] = {value};")
 BLOCK = 256
 OPTIONS = ("--std=c++17", "--fmad=false", "-ftz=true")  # a fused multiply-add flips a spike here and there
 
@@ -98,67 +99,37 @@ def source(kernels: Iterable[Kernel], dtype: torch.dtype) -> str:
 def _forward(program: Program) -> Kernel:
     """Spikes and the state after the last step; the potential of each step where a `record` is given."""
     states = list(program.rule.state)
-    lines = Lines(_name_ahead)
-    spike = lines(program.traced.spike)
-    body = [_arrival(program), *_update(lines, {f"v_{n}": node for n, node in program.traced.state.items()}, [f"p_s[at] = {spike};"])]
-    recorded, late = ("record",) if "v" in states else (), ("out_late",) if program.delay else ()
-    body += ["if (p_record) p_record[at] = v_v;"] if recorded else []
-    text = [*_begin(program), *_loop("N t = 0; t < T; ++t", body), *(f"p_out_{n}[j] = v_{n};" for n in states)]
-    if program.delay:  # the inputs that are still on their way: those of the steps to come
-        text += _loop(f"N t = T; t < T + {program.delay}; ++t", [f"p_out_late[at - T * M] = {_delayed(program)};"])
+    lines = Lines(walks.ahead)
+    spike, after = lines(program.traced.spike), {f"v_{n}": lines(node) for n, node in program.traced.state.items()}
+    body = [*walks.loads(program, CUDA, ["a"]), *lines.text, CUDA.out("s", spike, walks.NOW), *walks.assign(after)]
+    body += ["if (p_record) " + CUDA.put("record", "v_v", walks.NOW)]
+    text = [*_begin(program), *_loop("N t = 0; t < T; ++t", body), *(CUDA.out(f"out_{n}", f"v_{n}") for n in states)]
+    late = ("out_late",) if program.delay else ()
+    if late:  # the inputs that are still on their way: those of the steps to come
+        text += _loop(f"N t = T; t < T + {program.delay}; ++t", [CUDA.put("out_late", walks.delayed(program, CUDA), "(t - T) * M + j")])
     reads = ("x", *(("late",) if program.delay else ()), *(f"in_{n}" for n in states))
-    return kernel("forward", text, reads, ("s", *(f"out_{n}" for n in states), *late, *recorded), ("T", "M"))
+    return kernel("forward", text, reads, ("s", *(f"out_{n}" for n in states), *late, "record"), ("T", "M"))
 
 
 def backward(program: Program, index: int) -> Kernel:
     """A part of the backward pass: `dx` if it is the last, and values of each neuron."""
     stage, states = program.stages[index], list(program.rule.state)
-    lines, width = Lines(_name_ahead), len(stage.scratch)
-    keep = [f"scratch[(t * {width} + {k}) * W + i] = {lines(node)};" for k, node in enumerate(stage.scratch)]
-    after = {f"v_{n}": node for n, node in program.traced.state.items()}
-    after |= {f"f_{n}": node for n, node in stage.ahead.carry.items()} if stage.ahead else {}
-    body = [_arrival(program), *_loads(program, stage.ahead_reads, ("x", "g")), *_update(lines, after, keep)]
+    lines = Lines(walks.ahead)
+    keep = [f"{_place(stage, k)} = {lines(node)};" for k, node in enumerate(stage.scratch)]
+    after = {f"v_{n}": lines(node) for n, node in program.traced.state.items()}
+    after |= {f"f_{n}": lines(node) for n, node in stage.ahead.carry.items()} if stage.ahead else {}
+    body = [*walks.loads(program, CUDA, dict.fromkeys(["a", *stage.ahead_reads])), *lines.text, *keep, *walks.assign(after)]
     text = [*_begin(program, stage), *_loop("N t = 0; t < T; ++t", body)]
     text += _reverse(program, stage) if stage.back else [f"p_c_{n}[j] = f_{n};" for n in stage.writes]
     given = dict.fromkeys([*(f"n_{n}" for n in stage.neurons), *(("n_scale",) if stage.scaled else ())])
     reads = ("x", *(("late",) if program.delay else ()), *(("sent",) if program.recurrent else ()), "g", *(f"in_{n}" for n in states), *given)
-    return kernel(
-        f"backward{index}", text, reads, (*(("dx",) if stage.back else ()), *(f"c_{n}" for n in stage.writes)), ("T", "M", "j0", "W"), width
-    )
+    writes = (*(("dx",) if stage.back else ()), *(f"c_{n}" for n in stage.writes))
+    return kernel(f"backward{index}", text, reads, writes, ("T", "M", "j0", "W"), len(stage.scratch))
 
 
-def _name_ahead(leaf: Node) -> str:
-    kind, name = leaf.value
-    return f"{_PREFIX_AHEAD[kind]}{name}"
-
-
-_PREFIX_AHEAD = {"state": "v_", "carry": "f_", "step": "", "neuron": "n_", "total": "n_"}
-
-
-def _gain(program: Program) -> str:
-    return "" if program.gain == 1.0 else f" * K({constant(program.gain)})"
-
-
-def _arrival(program: Program) -> str:
-    """What arrives at the neuron at step t."""
-    return f"const V a = {_delayed(program)}{_gain(program)};"
-
-
-def _delayed(program: Program) -> str:
-    """The input of `delay` steps before step t, at first the queue of the call before."""
-    delay = program.delay
-    return f"(t < {delay} ? p_late ? p_late[at] : K(0) : p_x[at - {delay} * M])" if delay else "p_x[at]"
-
-
-def _loads(program: Program, reads: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
-    loads = {"a": _arrival(program), "x": f"const V x = p_{program.sent}[at]{_gain(program)};", "g": "const V g = p_g[at];"}
-    return [loads[name] for name in wanted if name in reads]
-
-
-def _update(lines: Lines, after: Mapping[str, Node], stores: list[str]) -> list[str]:
-    """Compute, store, and only then let the variables take their new values."""
-    values = {name: lines(node) for name, node in after.items()}
-    return [*lines.text, *stores, *(f"const V new_{n} = {value};" for n, value in values.items()), *(f"{n} = new_{n};" for n in values)]
+def _place(stage: Stage, k: int) -> str:
+    """Where a value of the step lies."""
+    return f"scratch[(t * {len(stage.scratch)} + {k}) * W + i]"
 
 
 def _begin(program: Program, stage: Stage | None = None) -> list[str]:
@@ -173,42 +144,20 @@ def _begin(program: Program, stage: Stage | None = None) -> list[str]:
 
 
 def _reverse(program: Program, stage: Stage) -> list[str]:
-    walk, delay = stage.back, program.delay
+    walk, back = stage.back, walks.back(program, stage, CUDA)
     assert walk is not None
-    ahead = stage.ahead.carry if stage.ahead else {}
-
-    def name(leaf: Node) -> str:
-        kind, what = leaf.value
-        prefix = {"carry": "k_", "neuron": "n_", "final": "v_", "step": "", "total": "f_" if what in ahead else "n_"}
-        return f"{prefix[kind]}{what}"
-
-    once = Lines(name, prefix="h")  # what is the same at each step
-    for node in order([*walk.put.values(), *walk.carry.values(), *stage.between.values()], stage.scratch):
-        if of_the_neuron(node, stage.scratch):
-            once(node)
-    lines = Lines(name, {**once.known, **{id(node): f"z{k}" for k, node in enumerate(stage.scratch)}}, prefix="b")
-    at, times = f"at{f' - {delay} * M' if delay else ''}", f"{_gain(program)}{' * n_scale' if stage.scaled else ''}"
-    puts = [f"p_{n}[{at}] = {lines(node)}{times};" for n, node in walk.put.items()]
-    step = [_scratch(k, len(stage.scratch), node) for k, node in enumerate(stage.scratch)]
-    step += _loads(program, stage.back_reads, ("a", "x", "g"))
-    step += _update(lines, {f"k_{n}": node for n, node in walk.carry.items()}, [f"if (t >= {delay}) {put}" if delay else put for put in puts])
-    left = {n: f"k_{n}" if n in walk.carry else f"f_{n}" if n in ahead else once(stage.between[n]) for n in stage.writes}
-    start = [f"V k_{n} = K({constant(value)});" for n, value in walk.start.items()]
-    if delay and puts:  # the last inputs never arrive
-        start.append(f"for (N t = T < {delay} ? 0 : T - {delay}; t < T; ++t) p_dx[t * M + j] = K(0);")
-    return [*start, *once.text, *_loop("N t = T - 1; t >= 0; --t", step), *(f"p_c_{n}[j] = {value};" for n, value in left.items())]
-
-
-def _scratch(k: int, width: int, node: Node) -> str:
-    read = f"scratch[(t * {width} + {k}) * W + i]"
-    return f"const B z{k} = {read} != K(0);" if node.op in BOOLEAN else f"const V z{k} = {read};"
+    step = [walks.found(k, node, _place(stage, k)) for k, node in enumerate(stage.scratch)]
+    step += [*walks.loads(program, CUDA, stage.back_reads), *back.lines, *back.puts, *walks.assign(back.after)]
+    left = {n: f"k_{n}" for n in walk.carry} | back.left
+    start = [*(f"V k_{n} = K({constant(value)});" for n, value in walk.start.items()), *back.beyond, *back.once.text]
+    return [*start, *_loop("N t = T - 1; t >= 0; --t", step), *(CUDA.out(f"c_{n}", left[n]) for n in stage.writes)]
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
 def _loop(over: str, body: list[str]) -> list[str]:
-    return [f"for ({over}) {{", "  const N at = t * M + j; (void)at;", *(f"  {line}" for line in body), "}"]
+    return [f"for ({over}) {{", *(f"  {line}" for line in body), "}"]
 
 
 def kernel(name: str, body: list[str], reads: tuple[str, ...], writes: tuple[str, ...], sizes: tuple[str, ...], scratch: int = 0) -> Kernel:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import cpp, cuda
-from .emit import Lines, constant, leaves, number
-from .graph import BOOLEAN, Node
+from . import cpp, cuda, walks
+from .cpp import CPP
+from .cuda import CUDA
+from .emit import Lines, leaves, number
 from .program import Program
+from .walks import NOW, Language
 
-NOW, LAST = "t * M + j", "(t - 1) * M + j"
 SOURCES = {"a": "a", "sent": "x"}  # where what a sweep reads of each step is kept
 
 
@@ -27,24 +28,6 @@ class Step:
     lines: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Language:
-    """How an element of an array is read and written."""
-
-    read: str
-    write: str
-
-    def get(self, name: str, at: str = "j") -> str:
-        return self.read.format(name=name, at=at)
-
-    def put(self, name: str, value: str, at: str = NOW) -> str:
-        return self.write.format(name=name, at=at, value=value)
-
-
-CPP = Language("A::get(p_{name} + {at}, n)", "A::put(p_{name} + {at}, {value}, n);")
-CUDA = Language("p_{name}[{at}]", "p_{name}[{at}] = {value};")
 
 
 def for_cpu(program: Program, steps: int | None) -> list[cpp.Source]:
@@ -85,50 +68,38 @@ def _steps(program: Program, language: Language) -> list[Step]:
 
 
 def _ahead(program: Program, language: Language) -> Step:
-    rule, traced, get, put = program.rule, program.traced, language.get, language.put
-    gain = "" if rule.gain == 1.0 else f" * K({constant(rule.gain)})"
-    now = f"(t < {rule.delay} ? {get('late', NOW)} : {get('x', f'(t - {rule.delay}) * M + j')})" if rule.delay else get("x", NOW)
-    lines = Lines(lambda leaf: {"state": f"v_{leaf.value[1]}", "step": leaf.value[1]}[leaf.value[0]])
+    rule, traced, get, put, gain = program.rule, program.traced, language.get, language.put, walks.times(program.rule.gain)
+    now = get("x", walks.earlier(rule.delay))
+    now = f"(t < {rule.delay} ? {get('late', NOW)} : {now})" if rule.delay else now
+    lines = Lines(walks.ahead)
     values = {"before": "y", "a": "a"}
     if not program.coupled:
         values |= {f"z{k}": number(node, lines(node)) for k, node in enumerate(program.stages[0].scratch)}
-    spike, after = lines(traced.spike), {name: lines(node) for name, node in traced.state.items()}
-    text = [
-        f"const V y = {get('y')};",
-        f"const V r = {get('r')};",
-        f"const V a = {now}{gain} + r;",
-        *(f"const V v_{n} = {get(f'v_{n}')};" for n in rule.state),
-    ]
-    text += [*lines.text, put("s", spike), put("y", spike, "j"), *(put(f"v_{n}", value, "j") for n, value in after.items())]
-    for name in kept(program):
-        if name == "sent":  # at the step before: from below, and the layer's own spikes of then
-            text.append(f"if (p_sent && t > 0) {put('sent', get('x', LAST) + gain + ' + r', LAST)}")
+    spike, after = lines(traced.spike), {f"v_{n}": lines(node) for n, node in traced.state.items()}
+    text = [f"const V y = {get('y')};", f"const V r = {get('r')};", f"const V a = {now}{gain} + r;"]
+    text += [f"const V {n} = {get(n)};" for n in after]
+    text += [*lines.text, put("s", spike, NOW), put("y", spike), *(put(n, value) for n, value in after.items())]
+    for n in kept(program):
+        if n == "sent":  # at the step before: from below, and the layer's own spikes of then
+            last = walks.earlier(1)
+            text.append(f"if (p_sent && t > 0) {put('sent', get('x', last) + gain + ' + r', last)}")
         else:
-            text.append(f"if (p_{name}) {put(name, values[name])}")
-    text += [f"if (p_record) {put('record', after['v'])}"] if "v" in rule.state else []
-    reads = ("x", *(("late",) if rule.delay else ()), "r")
-    return Step("step", tuple(text), reads, ("y", "s", *(f"v_{n}" for n in rule.state), *kept(program), *(("record",) if "v" in rule.state else ())))
+            text.append(f"if (p_{n}) {put(n, values[n], NOW)}")
+    text.append(f"if (p_record) {put('record', after['v_v'], NOW)}")
+    return Step("step", tuple(text), ("x", *(("late",) if rule.delay else ()), "r"), ("y", "s", *after, *kept(program), "record"))
 
 
 def _back(program: Program, language: Language) -> Step:
-    (stage,), get, put = program.stages, language.get, language.put
-    walk = stage.back
-    assert walk is not None and stage.ahead is None
-
-    def name(leaf: Node) -> str:
-        kind, what = leaf.value
-        return {"carry": f"k_{what}", "final": f"f_{what}", "step": str(what)}[kind]
-
-    lines = Lines(name, {id(node): f"z{k}" for k, node in enumerate(stage.scratch)}, prefix="b")
-    dx, after = lines(walk.put["dx"]), {n: lines(node) for n, node in walk.carry.items()}
+    (stage,), get = program.stages, language.get
+    assert stage.back is not None and stage.ahead is None
+    back = walks.back(program, stage, language)
     text = [f"const V g = {get('g', NOW)} + {get('r')};"]
     text += [f"const V {n} = {get(source, NOW)};" for source, n in SOURCES.items() if n in stage.back_reads]
-    for k, node in enumerate(stage.scratch):
-        text.append(f"const B z{k} = {get(f'z{k}', NOW)} != K(0);" if node.op in BOOLEAN else f"const V z{k} = {get(f'z{k}', NOW)};")
-    text += [f"const V k_{n} = {get(f'k_{n}')};" for n in walk.carry] + [f"const V f_{n} = {get(f'f_{n}')};" for n in finals(program)]
-    text += [*lines.text, put("dx", dx), *(put(f"k_{n}", value, "j") for n, value in after.items())]
+    text += [walks.found(k, node, get(f"z{k}", NOW)) for k, node in enumerate(stage.scratch)]
+    text += [*(f"const V {n} = {get(n)};" for n in back.after), *(f"const V v_{n} = {get(f'f_{n}')};" for n in finals(program))]
+    text += [*back.once.text, *back.lines, *back.puts, *(language.put(n, value) for n, value in back.after.items())]
     reads = ("g", "r", *(n for n in kept(program) if n != "before"), *(f"f_{n}" for n in finals(program)))
-    return Step("step_back", tuple(text), reads, ("dx", *(f"k_{n}" for n in walk.carry)))
+    return Step("step_back", tuple(text), reads, ("dx", *back.after))
 
 
 # ---- C++ -------------------------------------------------------------------------------------------------------------
