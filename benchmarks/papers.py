@@ -203,6 +203,19 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def short() -> str:
+    """Each row of a paper by its longest training, and surrogate gradients on the same network beside it."""
+    runs = sorted((r for r in results() if set(r["changed"]) <= {"epochs"}), key=lambda r: r["epochs"])
+    longest = {(r["dataset"], r["network"], r["rule"]): r for r in runs}
+    lines = [head("rule | data | network | T | epochs | seeds | ours | paper | surrogate (epochs)", 3)]
+    for key in sorted(key for key, r in longest.items() if r["paper"]):
+        r, beside = longest[key], longest.get((*key[:2], "surrogate"))
+        ours, there = (f"{one['mean']:.2f}{plus(one['std'])}" if one else "-" for one in (r, beside))
+        there += f" ({beside['epochs']})" if beside else ""
+        lines.append(row(r["rule"], *key[:2], r["config"]["T"], of_paper(r), len(r["seeds"]), ours, f"{r['paper']['mean']:.2f}", there))
+    return "\n".join(lines) + "\n"
+
+
 def cross() -> str:
     """The same network under every rule: the mean of the best epochs, in brackets T, the epochs and the number of seeds."""
     found: dict[tuple[str, str], dict[str, str]] = {}

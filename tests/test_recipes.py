@@ -217,11 +217,12 @@ def test_seeds_are_merged_and_shown(papers: ModuleType, monkeypatch: pytest.Monk
     assert f"| tssl, `limit_train=60` | digits | 8 | 4 | 2 of 9 | 0, 1 | - | {mean} |" in lines[2]  # not the paper's training
     assert lines[3].startswith("| tssl, `epochs=1`, `warmup=layer`, `limit_train=60` | digits | 8 | 4 | 1 of 9 | 0 | - |") and len(lines) == 9
     Path("results/whole.json").write_text(json.dumps(result | {"changed": {}}))
-    Path("results/other.json").write_text(json.dumps(result | {"changed": {}, "rule": "surrogate", "seeds": [0], "std": None}))
+    Path("results/other.json").write_text(json.dumps(result | {"changed": {}, "rule": "surrogate", "seeds": [0], "std": None, "paper": {}}))
     assert papers.cross().splitlines()[0] == "| data | network | surrogate | tssl |"
     mean = f"{result['mean']:.2f}"
     shown = f"{mean} (T 4, 2 epochs, 1 seed) | {mean} ± {result['std']:.2f} (T 4, 2 epochs, 2 seeds)"
     assert papers.cross().splitlines()[2:] == [f"| digits | 8 | {shown} |"]
+    assert papers.short().splitlines()[2:] == [f"| tssl | digits | 8 | 4 | 2 of 9 | 2 | {mean} ± {result['std']:.2f} | 99.50 | {mean} (2) |"]
     Path("results/other.json").unlink()
     mean = f"{result['mean']:.2f} ± {result['std']:.2f} ({result['best']:.2f})"
     assert f"| tssl | digits | 8 | 4 | 2 of 9 | 0, 1 | 99.50 (99.60) | {mean} |" in papers.table().splitlines()[2]
