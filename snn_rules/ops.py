@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rule import MalformedRule
+
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """`a` where the condition holds, else `b`; at least one of them is no plain number (use `heaviside` for 1 and 0)."""
     if isinstance(condition, bool):
         return a if condition else b
-    if isinstance(condition, Tensor):
-        if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-            raise TypeError(f"where(condition, {a!r}, {b!r}): two plain numbers have no dtype; use heaviside(x)")
-        return torch.where(condition, a, b)
-    return condition.where(a, b)
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        raise MalformedRule(f"where(condition, {a!r}, {b!r}): two plain numbers have no dtype; use heaviside(x)")
+    return torch.where(condition, a, b) if isinstance(condition, Tensor) else condition.where(a, b)
 
 
 def exp(x: Any) -> Any:
@@ -39,7 +39,7 @@ def heaviside(x: Any) -> Any:
 def spike(x: Any, slope: Any) -> Any:
     """`heaviside(x)` whose derivative is declared to be `slope`: a surrogate gradient."""
     if isinstance(x, Tensor):
-        return _Spike.apply(x, slope)
+        return _Spike.apply(x, slope if isinstance(slope, Tensor) else torch.full_like(x, slope))
     return x.spike(slope) if hasattr(x, "spike") else heaviside(x)
 
 

@@ -30,6 +30,10 @@ class RuleError(RuntimeError):
     """Every refusal: one line that says what was given, where (module path) and what to do."""
 
 
+class MalformedRule(RuleError):
+    """No executor can run the rule: where kernels refuse it, torch does, too."""
+
+
 _warned: set[tuple[str, str]] = set()
 
 

@@ -237,5 +237,5 @@ def test_plain_numbers_run_too() -> None:
     rule = snn_rules.get_rule("surrogate", tau_m=2.0)
     s, state, _ = rule.step(SimpleNamespace(v=0.5), 1.0)
     assert (s, state["v"]) == (1.0, 0.0)
-    with pytest.raises(TypeError, match="use heaviside"):
+    with pytest.raises(RuleError, match="use heaviside"):
         where(torch.tensor([True]), 1.0, 0.0)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from ..rule import LearningRule, RuleError
+from ..rule import LearningRule, MalformedRule, RuleError
 from . import compiled, launch
 from .build import NoCompiler
 from .compiled import Compiled
@@ -37,6 +37,8 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
             raise RuleError(f"there are no kernels for {x.device.type}")
         launch.kernels(rule, x.shape[0], x.dtype, x.device, recurrent)
         return _launched
+    except MalformedRule:
+        raise
     except (NoCompiler, launch.NoCupy, RuleError) as cause:
         _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
         return _eager(str(cause))

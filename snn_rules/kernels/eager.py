@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rule import LearningRule, Sweep, Values
+from . import form
 
 State = dict[str, Tensor]
 _HALF = torch.float16, torch.bfloat16
@@ -68,10 +69,11 @@ class Eager:
         for x_t in arriving.unbind(0):
             if weight is not None:
                 x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
-            s, rule_state, saved = rule.step(SimpleNamespace(**rule_state), x_t)
+            s, rule_state, saved = form.stepped(rule, rule.step(SimpleNamespace(**rule_state), x_t))
+            s, rule_state = _number(s, x_t), {name: _number(value, x_t) for name, value in rule_state.items()}
             spikes.append(s)
             for name, value in saved.items():
-                steps.setdefault(name, []).append(value)
+                steps.setdefault(name, []).append(_tensor(value, x_t))
             if record:
                 recorded.append(rule_state["v"])
             y = s
@@ -126,7 +128,8 @@ class Eager:
             m = {**neurons, **{name: values[t] for name, values in steps.items()}}
             if feedback is not None and after is not None:
                 m["g"] = m["g"] + F.linear(after, feedback.T)
-            put, carry = sweep.body(rule, SimpleNamespace(**carry), SimpleNamespace(**m))
+            put, carry = form.swept(rule, sweep, sweep.body(rule, SimpleNamespace(**carry), SimpleNamespace(**m)))
+            put, carry = ({name: _number(value, m["g"]) for name, value in values.items()} for values in (put, carry))
             for name, value in put.items():
                 outputs.setdefault(name, [None] * T)[t] = value
             after = put.get("dx")
@@ -141,6 +144,16 @@ class Eager:
         zero = torch.zeros_like(dx[0])
         sent = torch.stack((dx[rule.delay :] + [zero] * rule.delay)[: len(dx)])
         return sent if rule.gain == 1.0 else sent * rule.gain
+
+
+def _tensor(value: Any, like: Tensor) -> Tensor:
+    """A plain number is that of each neuron."""
+    return value if isinstance(value, Tensor) else torch.full_like(like, value)
+
+
+def _number(value: Any, like: Tensor) -> Tensor:
+    """A condition is 1 or 0, where numbers are kept."""
+    return _tensor(value, like).to(like.dtype)
 
 
 def _steps_and_neurons(tape: Tape, g: Tensor) -> tuple[dict[str, list[Tensor]], State]:

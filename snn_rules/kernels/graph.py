@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..rule import RuleError
+from ..rule import MalformedRule, RuleError
 
 BOOLEAN = {">=", ">", "<=", "<", "==", "!=", "&", "|", "not"}
 
@@ -145,6 +145,8 @@ class Graph:
         if isinstance(value, Node):
             return value
         if isinstance(value, (int, float)):
+            if value != value:
+                raise MalformedRule("a step or sweep uses nan, of which everything after it is made")
             return self._intern("const", (), float(value))
         raise RuleError(f"a step or sweep uses {value!r}; it may use numbers, its arguments and the functions of snn_rules.ops")
 

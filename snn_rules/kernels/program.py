@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from ..rule import LearningRule, RuleError
+from ..rule import LearningRule, MalformedRule, RuleError
 from .emit import leaves
 from .graph import BOOLEAN, Node, order
 from .lower import lowered
@@ -79,8 +79,6 @@ def program(rule: LearningRule, T: int, recurrent: bool = False) -> Program:
 @lru_cache(maxsize=256)
 def _program(rule: LearningRule, T: int | None, recurrent: bool) -> Program:
     traced = lowered(trace(rule, T))
-    if "dx" not in traced.walks[-1].put:
-        raise RuleError(f"rule {rule.name!r}: its last sweep puts out {list(traced.walks[-1].put)}; it should put out 'dx'")
     if not traced.walks[-1].reverse:
         raise RuleError(f"rule {rule.name!r}: its last sweep walks forward, for which there is no kernel; dx is made walking back")
     if any(walk.put for walk in traced.walks[:-1]):
@@ -98,7 +96,7 @@ def _program(rule: LearningRule, T: int | None, recurrent: bool) -> Program:
         stages.append(_stage(rule, traced, waiting, walk, between or {}, last, scaled=bool(stages) and handed is None, recurrent=recurrent))
         waiting = None
     if stages[0].neurons:
-        raise RuleError(f"rule {rule.name!r}: a sweep reads {list(stages[0].neurons)}, which neither the step nor an earlier sweep has made")
+        raise MalformedRule(f"rule {rule.name!r}: a sweep reads {list(stages[0].neurons)}, which neither the step nor an earlier sweep has made")
     plan = Program(rule, traced, tuple(stages), recurrent)
     if recurrent and not plan.coupled and (len(stages) > 1 or stages[0].ahead):
         raise RuleError(f"rule {rule.name!r}: it has several sweeps, which cannot be unfolded through recurrent weights, and no `couple`")

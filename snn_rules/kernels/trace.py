@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..rule import LearningRule, RuleError, Sweep
+from ..rule import LearningRule, MalformedRule, RuleError, Sweep
+from . import form
 from .graph import Graph, Leaves, Node, order
 
 
@@ -40,12 +41,10 @@ def trace(rule: LearningRule, T: int | None = None) -> Traced:
     """
     graph = Graph()
     m = Leaves(lambda name: graph.leaf("state", name))
-    spike, state, saved = _run(rule, "step", lambda: rule.step(m, graph.leaf("step", "a")))
-    unknown = [name for name in m.read if name not in rule.state]
-    if unknown or state.keys() != rule.state.keys():
-        raise RuleError(
-            f"rule {rule.name!r}: its step reads {unknown or list(m.read)} and returns {list(state)}, but its state is {list(rule.state)}"
-        )
+    given = _run(rule, "step", lambda: rule.step(m, graph.leaf("step", "a")))
+    if unknown := [name for name in m.read if name not in rule.state]:
+        raise MalformedRule(f"rule {rule.name!r}: its step reads {unknown}, but its state is {list(rule.state)}")
+    spike, state, saved = form.stepped(rule, given)
     traced = Traced(graph, graph.number(spike), _numbers(graph, state), _lifted(graph, saved))
     if not rule.sweeps:
         traced.walks.append(adjoint(traced))
@@ -75,9 +74,10 @@ def _walk(rule: LearningRule, sweep: Sweep, traced: Traced, of_neuron: dict[str,
     c = Leaves(lambda name: graph.leaf("carry", name))
     known = {**of_neuron, **of_step}
     m = Leaves(lambda name: known[name] if name in known else graph.leaf("final" if name in rule.state else "neuron", name))
-    put, carry = _run(rule, f"sweep {sweep.name!r}", lambda: sweep.body(rule, c, m))
-    if carry.keys() != sweep.carry.keys() or not c.read.keys() <= sweep.carry.keys():
-        raise RuleError(f"rule {rule.name!r}: sweep {sweep.name!r} carries {list(sweep.carry)}, but reads {list(c.read)} and returns {list(carry)}")
+    given = _run(rule, f"sweep {sweep.name!r}", lambda: sweep.body(rule, c, m))
+    if unknown := [name for name in c.read if name not in sweep.carry]:
+        raise MalformedRule(f"rule {rule.name!r}: its sweep {sweep.name!r} carries {list(sweep.carry)}, but reads {unknown}")
+    put, carry = form.swept(rule, sweep, given)
     return Walk(sweep.reverse, sweep.carry, _numbers(graph, put), _numbers(graph, carry))
 
 

@@ -1,0 +1,44 @@
+"""What a step and a sweep return, looked at alike where they run on symbols and on tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..rule import LearningRule, MalformedRule, Sweep, Values
+
+OWN = {"x", "s", "g", "dx", "T", "scale"}  # what a sweep's `m` has from elsewhere
+
+
+def stepped(rule: LearningRule, given: Any) -> tuple[Any, Values, Values]:
+    """The spike, the state after the step, what is saved."""
+    if not _ends_in_dicts(given, 3):
+        raise _wrong(rule, "step", given, "the spike, a dict of the state, a dict of what the sweeps read: return s, {'v': v}, {}")
+    _, state, saved = given
+    if state.keys() != rule.state.keys():
+        raise MalformedRule(f"rule {rule.name!r}: its step returns {list(state)}, but its state is {list(rule.state)}")
+    if taken := OWN & saved.keys():
+        raise MalformedRule(f"rule {rule.name!r}: its step saves {sorted(taken)[0]!r}, a name that sweeps have for something else; give it another")
+    return given  # type: ignore[no-any-return]
+
+
+def swept(rule: LearningRule, sweep: Sweep, given: Any) -> tuple[Values, Values]:
+    """What the sweep puts out at the step, what it carries on."""
+    if not _ends_in_dicts(given, 2):
+        raise _wrong(rule, f"sweep {sweep.name!r}", given, "a dict of what it puts out at the step, a dict of what it carries: return {'dx': dx}, {}")
+    put, carry = given
+    if carry.keys() != sweep.carry.keys():
+        raise MalformedRule(f"rule {rule.name!r}: its sweep {sweep.name!r} carries {list(sweep.carry)}, but returns {list(carry)}")
+    if taken := OWN & carry.keys():
+        raise MalformedRule(f"rule {rule.name!r}: its sweep {sweep.name!r} carries {sorted(taken)[0]!r}, a name that is taken; give it another")
+    if sweep is rule.sweeps[-1] and put.keys() != {"dx"}:
+        raise MalformedRule(f"rule {rule.name!r}: its last sweep {sweep.name!r} puts out {list(put)}; it should put out 'dx' and nothing else")
+    return given  # type: ignore[no-any-return]
+
+
+def _ends_in_dicts(given: Any, length: int) -> bool:
+    return isinstance(given, tuple) and len(given) == length and all(isinstance(one, dict) for one in given[-2:])
+
+
+def _wrong(rule: LearningRule, what: str, given: Any, should: str) -> MalformedRule:
+    kinds = ", ".join(type(one).__name__ for one in given) if isinstance(given, tuple) else type(given).__name__
+    return MalformedRule(f"rule {rule.name!r}: its {what} returns ({kinds}); it should return {should}")
