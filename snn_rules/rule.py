@@ -207,7 +207,7 @@ class LearningRule:
 
     def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
         """One step of one neuron: from the state `m` and the input `x` to (spike, new state, what the sweeps need)."""
-        raise NotImplementedError
+        raise MalformedRule(f"rule {self.name!r} has no step; write step(self, m, x), which returns the spike, the state, what the sweeps read")
 
     def between(self, sums: Any) -> Values:
         """Between two sweeps, once a neuron: from the final carries `[N, *]` (and `T`) to values for the next sweep.

@@ -87,6 +87,16 @@ def test_a_carry_with_a_name_that_is_taken() -> None:
             run()
 
 
+def test_a_rule_without_a_step() -> None:
+    @dataclass(frozen=True)
+    class Empty(LearningRule):
+        name: ClassVar[str] = "empty"
+
+    for run in (lambda: Eager().forward(Empty(), X, {}), lambda: executor(Empty(), X)):
+        with pytest.raises(MalformedRule, match=r"rule 'empty' has no step; write step\(self, m, x\)"):
+            run()
+
+
 @pytest.mark.parametrize(
     ("step", "says"),
     [
