@@ -12,6 +12,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
+from .contract import number
 from .kernels import ops
 from .kernels.autograd import Job, Report, run
 from .kernels.eager import DTYPES, Eager, State, state_dtype
@@ -67,6 +68,8 @@ class RuleNode(neuron.BaseNode):
         self._report = Report()
         self._key = ops.key(rule)
         for name in self._extra_memories():
+            if hasattr(self, name):
+                raise RuleError(f"{rule.name}: its state {name!r} is the name of something else of a neuron's; give it another")
             self.register_memory(name, rule.state.get(name, 0.0))
         self._options.update(meanings(rule))
         for name in self._options:  # what is the rule's is not the neuron's: `__getattr__` finds it there
@@ -111,7 +114,7 @@ class RuleNode(neuron.BaseNode):
         rule = vars(self).get("rule")
         if rule is not None and name in rule.diagnostics:  # e.g. warmup_fraction, of the last backward pass
             values = self._report.values
-            return None if values is None else float(rule.diagnostics[name](SimpleNamespace(T=values[0], **values[1])))
+            return None if values is None else number(rule, name, SimpleNamespace(T=values[0], **values[1]))
         option = vars(self).get("_options", {}).get(name)
         return super().__getattr__(name) if option is None else getattr(self if option == "v_threshold" else rule, option)
 
