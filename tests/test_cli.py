@@ -197,7 +197,7 @@ def test_a_training_that_is_stopped_says_how_to_go_on(monkeypatch: pytest.Monkey
     Path("some where").mkdir(exist_ok=True)
     Path("some where/checkpoint.pt").touch()
     result = run("train", "--rule", "tssl", *FAST, "--out", "some where")
-    assert result.exit_code != 0 and "stopped; --out 'some where' --resume goes on" in result.stderr and "Traceback" not in result.output
+    assert result.exit_code == 130 and "stopped; --out 'some where' --resume goes on" in result.stderr and "Traceback" not in result.output
 
 
 def test_compare() -> None:
