@@ -17,6 +17,8 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as cause:
             raise RuleError("train: --tensorboard needs the package tensorboard; pip install 'snn-rules[tensorboard]'") from cause
+        if any(path.exists() and not path.is_dir() for path in (folder, folder.parent)):
+            raise RuleError(f"train: --tensorboard writes into the folder {str(folder)!r}, but a file is there; move it, or choose another --out")
         self._open: Any = SummaryWriter
         self._folder = str(folder)
         self._writer: Any = None

@@ -6,18 +6,16 @@ import dataclasses
 import inspect
 import json
 import math
-import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
 from .analysis import bench, lens
-from .console import out, plain, say, table
+from .commands import Commands
+from .console import out, plain, table
 from .options import (
     BatchOption,
     DatasetOption,
@@ -36,27 +34,6 @@ from .options import (
 )
 from .registry import get_rule, rules
 from .rule import LearningRule, RuleError
-
-_MEMORY = re.compile(r"(tried|unable) to allocate [\d.]+ \w+", re.IGNORECASE)  # of torch on a CPU, of CUDA, of numpy
-
-
-class Commands(TyperGroup):
-    """Ends every refusal as one red line and exit code 2; `--debug`, wherever it stands, shows the traceback."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.obj = shlex.join(["snn-rules", *args])
-        return super().parse_args(ctx, sorted(args, key=lambda word: word != "--debug"))
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (RuleError, MemoryError, RuntimeError) as refusal:
-            memory = _MEMORY.search(str(refusal))
-            if ctx.params.get("debug") or not (memory or isinstance(refusal, RuleError)):
-                raise
-            say(f"out of memory ({memory[0]}); lower --batch-size or --T, or take a smaller network" if memory else str(refusal), "red")
-            raise typer.Exit(2) from refusal
-
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
 

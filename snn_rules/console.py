@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +24,24 @@ def say(text: str, style: str) -> None:
     line = f"snn-rules: {' '.join(text.split())}"
     if first_to_say(line):
         err.print(line, style=style, soft_wrap=True)
+
+
+@contextmanager
+def writable() -> Iterator[None]:
+    """Characters that the terminal's encoding lacks are written as "?"; a stdout that takes nothing more is one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    except OSError as cause:
+        try:
+            print(flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
+            say(f"stdout cannot be written ({cause.strerror}); give it a place with room", "red")
+            raise SystemExit(2) from cause
+        raise
 
 
 def table(*columns: str, right: int | None = None) -> Table:

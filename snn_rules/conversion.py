@@ -21,6 +21,7 @@ from spikingjelly.activation_based import base, functional, layer, model, neuron
 from spikingjelly.activation_based.model import masnn, maxformer, ms_resnet, qkformer, snas_net, spike_dhs, spike_driven_transformer, spikformer
 from torch import nn
 
+from .keywords import misplaced
 from .neuron import RuleNode
 from .recurrent import RecurrentNode, RuleRecurrentContainer, check_recurrent
 from .registry import get_rule
@@ -86,7 +87,9 @@ def build(
     make = _factory(factory) if isinstance(factory, str) else factory
     if "spiking_neuron" not in kwargs and _needs_neuron(make):
         kwargs = {"decay_input": False, **kwargs, "spiking_neuron": neuron.LIFNode}
-    net = convert(make(*args, **kwargs), rule, where=where, **(rule_options or {}))
+    with misplaced(rule, kwargs):
+        made = make(*args, **kwargs)
+    net = convert(made, rule, where=where, **(rule_options or {}))
     if not isinstance(net, snas_net.SNASNet):
         functional.set_step_mode(net, kwargs.get("step_mode", "m"))
     return net

@@ -44,7 +44,10 @@ class Task:
     hold_out: int | None = None
 
     def data(self) -> data.Data:
-        return data.load(self.dataset, self.data_root, self.download).hold_out(self.hold_out).limit(self.limit_train)
+        whole = data.load(self.dataset, self.data_root, self.download).hold_out(self.hold_out)
+        if self.limit_train and self.limit_train > len(whole.train_y):
+            say(f"--limit-train {self.limit_train}: {self.dataset} has {len(whole.train_y)} samples for training; it takes them all", "yellow")
+        return whole.limit(self.limit_train)
 
     def config(self, rule: LearningRule, seed: int, samples: Data) -> Config:
         """The rule's settings, those of the data set, of the recipe, and those that were typed; recordings are heard to their end."""
@@ -109,8 +112,8 @@ def train(
             history = _fit(rule, samples, config, f"{name} on {task.dataset}", where, resume, told, team)
             team.first(lambda: put(history))
     except KeyboardInterrupt:
-        say(f"stopped; {remedy}" if (where / "checkpoint.pt").exists() else "stopped before the first epoch was whole; nothing is written", "yellow")
-        raise
+        whole = (where / "checkpoint.pt").exists()
+        raise KeyboardInterrupt(f"stopped; {remedy}" if whole else "stopped before the first epoch was whole; nothing is written") from None
     top, last = history.epochs[history.best].test_accuracy, history.last.test_accuracy
     written = f"wrote {where / 'checkpoint.pt'} and {where / 'history.json'}"
     out.print(f"best {top:.2%} (epoch {history.best + 1}), last {last:.2%}; {written}", style="bold", soft_wrap=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import numbers
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from .registry import get_rule
@@ -22,6 +25,8 @@ def configure(rule: str | LearningRule, options: Mapping[str, Any]) -> tuple[Lea
     names = meanings(base)
     known = {name: value for name, value in options.items() if name in names}
     v_reset = options.get("v_reset", None if getattr(base, "reset", "zero") == "subtract" else 0.0)
+    if v_reset is not None and (not isinstance(v_reset, numbers.Real) or not math.isfinite(v_reset)):
+        raise RuleError(f"{base.name}: v_reset={v_reset!r} should be a number, or None for a reset by subtraction")
     if v_reset is None and "subtract" not in base.capabilities.resets:
         raise RuleError(f"{base.name}: v_reset=None means reset by subtraction, which this rule does not know; pass v_reset=0.0")
     if "v_reset" in options and "reset" in names:
@@ -36,3 +41,15 @@ def configure(rule: str | LearningRule, options: Mapping[str, Any]) -> tuple[Lea
     if v_reset and hasattr(configured, "v_threshold"):  # the potential is measured from v_reset
         configured = configured.replace(v_threshold=configured.v_threshold - v_reset)
     return configured, v_reset
+
+
+@contextmanager
+def misplaced(rule: str | LearningRule, keywords: Mapping[str, Any]) -> Iterator[None]:
+    """Of the keywords for a model that it does not know, name those that are the rule's."""
+    try:
+        yield
+    except TypeError as cause:
+        own = {name: value for name, value in keywords.items() if name in meanings(get_rule(rule)) and f"argument '{name}'" in str(cause)}
+        if not own:
+            raise
+        raise RuleError(f"build: {', '.join(own)} is no keyword of the model, but an option of the rule; pass rule_options={own!r}") from cause

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import warnings
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
+from .contract import number
 from .kernels import ops
 from .kernels.autograd import Job, Report, run
 from .kernels.eager import DTYPES, Eager, State, state_dtype
@@ -67,6 +69,8 @@ class RuleNode(neuron.BaseNode):
         self._report = Report()
         self._key = ops.key(rule)
         for name in self._extra_memories():
+            if hasattr(self, name):
+                raise RuleError(f"{rule.name}: its state {name!r} is the name of something else of a neuron's; give it another")
             self.register_memory(name, rule.state.get(name, 0.0))
         self._options.update(meanings(rule))
         for name in self._options:  # what is the rule's is not the neuron's: `__getattr__` finds it there
@@ -92,6 +96,10 @@ class RuleNode(neuron.BaseNode):
             self._change(meant, value)
         elif options and name == "v_reset" and value != self.v_reset:
             raise RuleError(f"{self._where()}: v_reset={value!r} comes too late; the neuron was made with v_reset={self.v_reset!r}: make another")
+        elif options and name == "rule":
+            raise RuleError(f"{self._where()}: rule={getattr(value, 'name', value)!r} comes too late; call snn_rules.convert(net, that rule)")
+        elif options and name in self._memories and not isinstance(value, (Tensor, numbers.Real)):
+            raise RuleError(f"{self._where()}: {name}={value!r} should be a tensor, or a number for all neurons")
         elif options and name == "surrogate_function" and value is not None:
             raise RuleError(f"{self._where()}: surrogate_function has no meaning here; the rule's options are {', '.join(options)}")
         else:
@@ -101,6 +109,10 @@ class RuleNode(neuron.BaseNode):
         rule = self.rule.replace(**{name: value})
         if rule.capabilities.signal != "spikes" or (set(rule.state), rule.delay) != (set(self.rule.state), self.rule.delay):
             raise RuleError(f"{self._where()}: {name}={value!r} makes another neuron of it; install the rule anew, by snn_rules.convert")
+        if name == "reset" and value != vars(self.rule)["reset"]:
+            if self._shift:
+                raise RuleError(f"{self._where()}: reset={value!r} comes too late; the neuron was made with v_reset={self.v_reset!r}: make another")
+            self.__dict__["v_reset"] = None if value == "subtract" else 0.0
         self.__dict__.update(rule=rule, _key=ops.key(rule))
 
     def extra_repr(self) -> str:
@@ -111,7 +123,7 @@ class RuleNode(neuron.BaseNode):
         rule = vars(self).get("rule")
         if rule is not None and name in rule.diagnostics:  # e.g. warmup_fraction, of the last backward pass
             values = self._report.values
-            return None if values is None else float(rule.diagnostics[name](SimpleNamespace(T=values[0], **values[1])))
+            return None if values is None else number(rule, name, SimpleNamespace(T=values[0], **values[1]))
         option = vars(self).get("_options", {}).get(name)
         return super().__getattr__(name) if option is None else getattr(self if option == "v_threshold" else rule, option)
 
@@ -246,6 +258,8 @@ class RuleNode(neuron.BaseNode):
         if not isinstance(x, Tensor) or x.dtype not in DTYPES:
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
+        if x.layout is not torch.strided:
+            raise RuleError(f"{self._where()}: the input has the layout {x.layout}; pass a dense tensor, x.to_dense()")
         if x.is_meta:
             raise RuleError(f"{self._where()}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if step_mode == "m" and x.dim() < 2:

@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import pluggy
 
 from . import guard
 from .hookspecs import API, PROJECT, LearningRuleSpec, hookimpl
-from .rule import NO_POTENTIAL, LearningRule, RuleError
+from .rule import LearningRule, RuleError
 
 SLOW = 5.0  # seconds of an import beyond torch's and SpikingJelly's after which it is said
 
@@ -99,7 +99,7 @@ class Registry:
             raise RuleError(f"rule {name!r} is already installed; choose another name for {rule.__qualname__}")
         try:
             name = _checked(rule).name  # before the class that had the name is given up
-        except TypeError as cause:
+        except (TypeError, RuleError) as cause:
             raise RuleError(f"{rule!r} cannot be registered: {cause}") from cause
         with self._lock:
             if name in self.classes:
@@ -180,8 +180,11 @@ def _checked(cls: type[LearningRule]) -> type[LearningRule]:
         raise TypeError(f"{cls.__qualname__} has no name; give it one: name = 'my_rule'")
     if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
         raise TypeError(f"{cls.__qualname__} has parameters but is no dataclass; decorate it with @dataclass(frozen=True)")
-    if isinstance(cls.state, Mapping) and "v" not in cls.state:  # where the options choose it, it is looked at with them
-        raise TypeError(f"{cls.__qualname__}: {NO_POTENTIAL}")
+    rule = cls()  # which looks at its parts
+    if rule.capabilities.signal == "spikes":
+        from .neuron import RuleNode
+
+        RuleNode(rule)
     return cls
 
 

@@ -12,6 +12,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from .kernels.cuda import Kernel
 
 Values = dict[str, Any]
-
-
-NO_POTENTIAL = "its state has no 'v', the potential that node.v and store_v_seq read; give one of its states that name: state = {'v': 0.0, ...}"
 
 
 class RuleError(RuntimeError):
@@ -130,14 +128,20 @@ class LearningRule:
         super().__init_subclass__(**kwargs)
         if "sweeps" not in vars(cls):  # a rule whose options choose the sweeps makes it a property
             cls.sweeps = tuple(v for v in vars(cls).values() if isinstance(v, Sweep)) or cls.sweeps
+        from .contract import HOOKS, answering, counting
+
+        for name, hook in [item for item in vars(cls).items() if item[0] in HOOKS and isinstance(item[1], FunctionType)]:
+            setattr(cls, name, answering(name, hook))
+        if "diagnostics" in vars(cls):
+            cls.diagnostics = counting(cls)
 
     def __post_init__(self) -> None:
-        if "v" not in self.state:
-            raise RuleError(f"{self.name}: {NO_POTENTIAL}")
-        if taken := [name for name in ("late", "y") if name in self.state]:
-            raise RuleError(f"{self.name}: its state {taken[0]!r} is the name of a memory of every neuron's; give it another")
+        from .contract import check_fields, check_parts
+
+        check_fields(self)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
+        check_parts(self)
         if self.decay_input and not math.isfinite(getattr(self, "tau_m", math.inf)):
             raise RuleError(f"{self.name}: decay_input=True divides the input by tau_m and needs a finite one; pass decay_input=False")
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from . import __version__
 from .registry import rules
 from .rule import RuleError
 
@@ -19,6 +20,7 @@ FILES = {  # what is written, and from which template; names are templates, too
     ".gitignore": "gitignore",
     ".github/workflows/test.yml": "test.yml",
     "$package/__init__.py": "__init__.py",
+    "$package/py.typed": "py.typed",
     "$package/rule.py": "rule.py",
     "$package/reference.py": "reference.py",
     "tests/test_$name.py": "test_rule.py",
@@ -33,10 +35,13 @@ def render(name: str, author: str) -> dict[str, str]:
         "package": f"snn_rules_{name}",
         "distribution": f"snn-rules-{name.replace('_', '-')}",
         "author": author,
+        "version": __version__,
         "year": str(datetime.date.today().year),
     }
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(values["Class"]):
         raise RuleError(f"new: {name!r} cannot name a rule; use lower-case letters, digits and single underscores, such as my_rule")
+    if len(author.splitlines()) > 1:
+        raise RuleError(f"new: --author {author!r} should stand on one line")
     templates = files("snn_rules") / "template"
     return {
         Template(path).substitute(values): Template((templates / f"{source}.txt").read_text(encoding="utf-8")).substitute(values)

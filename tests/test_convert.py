@@ -157,6 +157,14 @@ def test_build_refuses_an_unknown_factory():
         snn_rules.build("resnet99", rule="tssl")
 
 
+def test_build_says_where_an_option_of_the_rule_belongs():
+    says = r"^build: tau_s is no keyword of the model, but an option of the rule; pass rule_options=\{'tau_s': 3.0\}$"
+    with pytest.raises(snn_rules.RuleError, match=says):
+        snn_rules.build("spiking_resnet18", rule="tssl", tau_s=3.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'quux'"):  # Python's own
+        snn_rules.build("spiking_resnet18", rule="tssl", quux=3.0)
+
+
 @every_rule
 def test_resnet18_learns_five_steps(rule):
     torch.manual_seed(0)

@@ -186,7 +186,7 @@ def test_diagnostics_are_ordinary_arithmetic() -> None:
 @pytest.mark.parametrize("taken", ["y", "late"])
 def test_a_state_with_the_name_of_a_memory_is_refused(taken: str) -> None:
     rule = dataclass(frozen=True)(type("Rule", (Leaky,), {"state": {"v": 0.0, taken: 0.0}}))
-    with pytest.raises(RuleError, match=f"leaky: its state '{taken}' is the name of a memory of every neuron's; give it another"):
+    with pytest.raises(RuleError, match=f"leaky: its state '{taken}' is the name of a parameter, or of a memory of every neuron's; give it another"):
         rule()
 
 

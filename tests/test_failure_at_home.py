@@ -40,7 +40,7 @@ BROKEN = {
     "older": (("name =", "api = 0; name ="), f"TypeError: Rule is written for API 0, this is API {API}: upgrade that distribution"),
     "newer": (("name =", "api = 99; name ="), f"TypeError: Rule is written for API 99, this is API {API}: upgrade snn-rules"),
     "unnamed": (('name = "NAME"', ""), "TypeError: Rule has no name; give it one"),
-    "without v": (('name = "NAME"', 'name = "NAME"\n    state = {"u": 0.0}'), "TypeError: Rule: its state has no 'v', the potential that node.v and"),
+    "without v": (('name = "NAME"', 'name = "NAME"\n    state = {"u": 0.0}'), "RuleError: NAME: its state has no 'v', the potential that node.v and"),
     "renamed": (("NAME", "tsslx"), "TypeError: its class Rule says name = 'tsslx', its entry point 'NAME'"),
     "plain": (("@dataclass(frozen=True)", ""), "TypeError: Rule has parameters but is no dataclass; decorate it with"),
 }

@@ -144,7 +144,9 @@ def test_attributes_can_be_set_as_on_a_lifnode():
     baseline = node("surrogate", detach_reset=True)
     assert baseline.detach_reset is True
     baseline.detach_reset, baseline.reset = False, "subtract"
-    assert baseline.rule == snn_rules.get_rule("surrogate", reset="subtract")
+    assert baseline.rule == snn_rules.get_rule("surrogate", reset="subtract") and baseline.v_reset is None
+    baseline.reset = "zero"
+    assert baseline.v_reset == 0.0
     ours, theirs = node("surrogate"), neuron.LIFNode(step_mode="m")
     ours.v = theirs.v = 0.9  # a number is the potential of them all
     assert torch.equal(ours(x), theirs(x))
@@ -157,11 +159,21 @@ def test_attributes_can_be_set_as_on_a_lifnode():
         ("tssl", "v_reset", 0.5, r"v_reset=0.5 comes too late; the neuron was made with v_reset=0.0"),
         ("surrogate", "surrogate_function", surrogate.ATan(), "surrogate_function has no meaning here; the rule's options are .*alpha"),
         ("stdbp", "mode", "event", "mode='event' makes another neuron of it"),
+        ("tssl", "rule", snn_rules.get_rule("stdbp"), r"rule='stdbp' comes too late; call snn_rules.convert\(net, that rule\)"),
+        ("tssl", "v", "a", r"v='a' should be a tensor, or a number for all neurons"),
     ],
 )
 def test_attributes_that_cannot_be_set(rule, name, value, message):
     with pytest.raises(snn_rules.RuleError, match=message):
         setattr(node(rule), name, value)
+
+
+def test_a_reset_is_changed_only_where_the_rest_stays():
+    n = node("surrogate", v_reset=0.5)
+    n.reset = "zero"  # which it is
+    with pytest.raises(snn_rules.RuleError, match=r"reset='subtract' comes too late; the neuron was made with v_reset=0.5: make another"):
+        n.reset = "subtract"
+    assert n.v_reset == 0.5 and n.rule.reset == "zero"
 
 
 def test_keywords_of_lifnode():
@@ -194,6 +206,8 @@ def test_keywords_of_lifnode():
         ({"rule": "tssl", "tau_m": 0.5}, r"tssl: tau_m=0.5 should lie between 1 and inf"),
         ({"rule": "tssl", "warmup": "on"}, r"tssl: warmup='on' is not one of 'element', 'layer', 'off'"),
         ({"rule": "tssl", "tau_m": "5"}, r"tssl: tau_m='5' should be a number"),
+        ({"rule": "tssl", "v_reset": "a"}, r"tssl: v_reset='a' should be a number, or None for a reset by subtraction"),
+        ({"rule": "tssl", "v_reset": float("nan")}, r"tssl: v_reset=nan should be a number, or None for a reset by subtraction"),
         ({"rule": "strsbp", "v_reset": None}, r"strsbp: v_reset=None means reset by subtraction, which this rule does not know"),
         ({"rule": "tssl", "tau_m": float("inf"), "decay_input": True}, r"tssl: decay_input=True .* needs a finite one"),
     ],
@@ -209,6 +223,8 @@ def test_bad_input(rule):
     cases = [
         (torch.ones(3, 4, dtype=torch.int64), r"the input is dtype torch.int64; pass a floating-point tensor"),
         ([1.0], r"the input is a list"),
+        (torch.ones(3, 4).to_sparse(), r"the input has the layout torch.sparse_coo; pass a dense tensor, x.to_dense\(\)"),
+        (torch.ones(3, 4).to_mkldnn(), r"the input has the layout torch._mkldnn; pass a dense tensor, x.to_dense\(\)"),
         (torch.ones(7), r"the input has shape \[7\]; in step mode 'm' pass \[T, N, \*\]"),
         (torch.ones(0, 4), r"the input has shape \[0, 4\], T = 0 time steps"),
     ]

@@ -100,6 +100,6 @@ def test_a_rule_without_a_potential_is_refused() -> None:
     for make in (Toggle, lambda: snn_rules.get_rule(Chosen(), kept=False)):
         with pytest.raises(RuleError, match=r"^(toggle|chosen): its state has no 'v', the potential that node.v and store_v_seq read; give one of"):
             make()
-    with pytest.raises(RuleError, match=r"cannot be registered: .*Toggle: its state has no 'v'"):
+    with pytest.raises(RuleError, match=r"Toggle'> cannot be registered: toggle: its state has no 'v'"):
         snn_rules.register(Toggle)
     assert Chosen().state == {"v": 0.0}

@@ -90,6 +90,7 @@ def test_wheels_hold_their_package_their_licence_and_no_tests(wheels: dict[str, 
             licence = next(name for name in names if name.endswith(".dist-info/licenses/LICENSE"))
             assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
         assert {name.partition("/")[0] for name in names} == {package, path.name.removesuffix("-py3-none-any.whl") + ".dist-info"}
+        assert f"{package}/py.typed" in names  # PEP 561
         assert metadata(path)["Description-Content-Type"] == "text/markdown"
         assert f"# {path.name.split('-')[0]}".replace("_", "-") in str(metadata(path).get_payload()).replace("_", "-")  # its README
 
@@ -104,7 +105,7 @@ def test_the_core_brings_the_three_rules(checkout: Path, wheels: dict[str, Path]
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, checkout, **RELEASE)
     (source,) = tmp_path.glob("*.tar.gz")
     assert rules(wheel(tmp_path / "again", source)["snn_rules"]) == plain
-    assert all(metadata(wheels[f"snn_rules_{rule}"]).get_all("Requires-Dist") == ["snn-rules"] for rule in BUNDLED)
+    assert all(metadata(wheels[f"snn_rules_{rule}"]).get_all("Requires-Dist") == ["snn-rules>=0.1"] for rule in BUNDLED)
 
 
 def test_install_use_and_remove(wheels: dict[str, Path], environment: Path) -> None:

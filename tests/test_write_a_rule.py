@@ -62,6 +62,9 @@ def test_new_writes_a_distribution_of_that_name(tmp_path: Path, monkeypatch: pyt
     assert {"LICENSE", "README.md", ".github/workflows/test.yml", "snn_rules_two_words/reference.py", "tests/test_two_words.py"} <= set(written)
     assert "class TwoWords(LearningRule)" in written["snn_rules_two_words/rule.py"] and "Ada" in written["LICENSE"]
     assert 'two_words = "snn_rules_two_words.rule"' in written["pyproject.toml"] and "${{ matrix.python }}" in written[".github/workflows/test.yml"]
+    assert f'dependencies = ["snn-rules>={snn_rules.__version__}"]' in written["pyproject.toml"] and written["snn_rules_two_words/py.typed"] == ""
+    (snippet,) = re.findall(r"```python\n(.*?)```", written["README.md"], re.DOTALL)
+    assert snippet.startswith("import snn_rules\n")
     for path, text in written.items():
         assert not re.search(r"\$(?!\{\{)", text), path
         if path.endswith(".py"):
@@ -79,6 +82,12 @@ def test_new_writes_a_distribution_of_that_name(tmp_path: Path, monkeypatch: pyt
 def test_names_that_cannot_be(name: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(snn_rules.RuleError, match=re.escape(says)):
         new(name, "", tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_an_author_of_two_lines_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(snn_rules.RuleError, match=r"^new: --author 'Ada\\nand others' should stand on one line$"):
+        new("mine", "Ada\nand others", tmp_path / "here")
     assert not (tmp_path / "here").exists()
 
 
