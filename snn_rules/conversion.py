@@ -150,7 +150,7 @@ def citation(net: nn.Module) -> str:
     return "\n".join(f"{name}: {cite}" for name, cite in sorted(papers.items()))
 
 
-def synapses(net: nn.Module, rule: LearningRule) -> Iterator[tuple[nn.Module, Any]]:
+def synapses(net: nn.Module, rule: LearningRule) -> Iterator[tuple[nn.Linear | nn.Conv2d, Any]]:
     """The layers whose neurons learn by `rule`, each with the rule as its neurons have it: what `initialize` sets, and for which threshold.
 
     A layer belongs to the neuron after it; the last one, if it has none, to the neuron before.

@@ -41,8 +41,10 @@ class _Fused:
         if bias is not None:
             x, weight = F.pad(x, (0, 1)), torch.cat([weight, bias[:, None]], 1)
         if torch.compiler.is_compiling():
-            return first_spikes(x, weight, self.key)[0]
-        return _FirstSpikes.apply(x, weight, self.rule, self.passed)
+            made: Tensor = first_spikes(x, weight, self.key)[0]
+        else:
+            made = _FirstSpikes.apply(x, weight, self.rule, self.passed)
+        return made
 
     def check(self, x: Tensor, *weights: Tensor | None) -> None:
         if torch.compiler.is_compiling():  # a graph does not look at values
@@ -89,6 +91,8 @@ class FirstSpikeLinear(_Fused, nn.Linear):
 
 
 class FirstSpikeConv2d(_Fused, nn.Conv2d):
+    padding: tuple[int, int]  # others are refused
+
     def forward(self, x: Tensor) -> Tensor:
         self.check(x, self.weight, self.bias)
         if x.dim() < 3 or x.shape[-3] != self.in_channels or (x.dim() > 4 and x.shape[0] != 1):

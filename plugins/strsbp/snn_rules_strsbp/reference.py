@@ -100,7 +100,7 @@ def inverse(rule: STRSBP, layer: Layer) -> np.ndarray:
     """(Omega - Theta)^-1 of Eq. 20, or its first-order expansion."""
     alone = np.diag(1 / omega(rule, layer))
     if rule.solver == "taylor":
-        return alone + alone @ theta(rule, layer) @ alone
+        return np.asarray(alone + alone @ theta(rule, layer) @ alone)
     return np.linalg.inv(np.diag(omega(rule, layer)) - theta(rule, layer))
 
 
@@ -112,7 +112,7 @@ def p_matrix(rule: STRSBP, layer: Layer, nu_below: float) -> np.ndarray:
             for row, post in zip(layer["w"], layer["spikes"], strict=True)
         ]
     )
-    return inverse(rule, layer) @ phi
+    return np.asarray(inverse(rule, layer) @ phi)
 
 
 def gradients(rules: list[STRSBP], layers: list[Layer], wanted: list[float]) -> list[dict[str, np.ndarray]]:
@@ -121,7 +121,7 @@ def gradients(rules: list[STRSBP], layers: list[Layer], wanted: list[float]) -> 
     With gradient="paper" both have the denominator of Eq. 26, the sum over all that a neuron hears.
     """
     counts = np.array([sum(train) for train in layers[-1]["spikes"]])
-    delta, found = (counts - np.array(wanted)) / rules[-1].v_threshold, []
+    delta, found = (counts - np.array(wanted)) / rules[-1].v_threshold, list[dict[str, Any]]()
     for k, (rule, layer) in reversed(list(enumerate(zip(rules, layers, strict=True)))):
         e = np.array([[spsp(rule, post, [t for t, s in enumerate(pre) if s], rule.delay) for pre in layer["below"]] for post in layer["spikes"]])
         back = None

@@ -99,7 +99,7 @@ class STRSBP(LearningRule):
 
     def adopt(self, site: Any, given: frozenset[str]) -> Self:
         """SpikingJelly's neurons have neither synapse nor delay; the refractory period stays."""
-        plain = {"tau_s": 1.0, "delay": 0, "t_ref": 2}
+        plain: Values = {"tau_s": 1.0, "delay": 0, "t_ref": 2}
         return replace(super().adopt(site, given), **{k: v for k, v in plain.items() if k not in given})
 
     def stock(self) -> tuple[str, Values]:
