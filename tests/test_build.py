@@ -43,6 +43,16 @@ def test_compiles_into_the_cache_and_finds_it_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == made
 
 
+def test_a_kernel_that_was_cut_short_is_compiled_again(tmp_path):
+    run(SNN_RULES_CACHE_DIR=str(tmp_path))
+    whole = {path: path.stat().st_size for path in tmp_path.iterdir()}
+    for share in (0.001, 0.5):
+        for path, size in whole.items():
+            os.truncate(path, int(share * size))
+        assert run(SNN_RULES_CACHE_DIR=str(tmp_path)) == "compiled for the CPU | a C++ compiler is installed |"
+        assert {path: path.stat().st_size for path in tmp_path.iterdir()} == whole
+
+
 def test_flags_of_the_environment(tmp_path):
     names = [set(), set()]
     for found, flags in zip(names, ("-O0", "-O1 -DNDEBUG"), strict=True):

@@ -93,7 +93,7 @@ def _say_once(message: str) -> None:
 
 def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
     path = folder / f"{key}.so"
-    if path.exists():
+    if path.exists() and _whole(path):
         return path
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as work:  # two processes may do so at once: the last to rename wins, both are right
@@ -104,5 +104,20 @@ def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
             said = done.stderr.strip().splitlines() or ["no message"]
             reason = next((line for line in said if "error" in line or "cannot find" in line), said[0])
             raise NoCompiler(f"{command} failed: {reason}")
+        _seal(made)
         os.replace(made, path)
     return path
+
+
+def _seal(path: Path) -> None:
+    """Ends a library by the digest of its bytes, which loaders do not look at, and waits until it is on disk."""
+    with path.open("r+b") as file:
+        file.write(hashlib.sha256(file.read()).digest())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole(path: Path) -> bool:
+    """Whether it is as it was sealed: one that was cut short ends Python where a page of it is missing."""
+    made = path.read_bytes()
+    return made[-32:] == hashlib.sha256(made[:-32]).digest()
