@@ -63,6 +63,24 @@ def test_flags_of_the_environment(tmp_path):
     assert "failed: " in why and "-fno-such" in why and why in said
 
 
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
+def test_flags_with_which_nothing_is_nan_are_refused(flag, tmp_path):
+    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS=flag).split(" | ")
+    assert f" {flag} failed: kernel.cpp:2:2: error: " in why and "kernels look for NaN, and are told that there is none; take -ffast-math, " in why
+    assert said == f"'surrogate' runs on torch tensors, many times slower: {why}" and not list(tmp_path.iterdir())
+
+
+def test_quotes_that_do_not_close(tmp_path):
+    for name in ("CXX", "SNN_RULES_CXXFLAGS"):
+        _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), **{name: "g++ '"}).split(" | ")
+        assert why == f"""{name}="g++ '" has no closing quotation; mend its quotes""" and said.endswith(why)
+
+
+def test_a_compiler_that_makes_no_file(tmp_path):
+    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), CXX="true").split(" | ")
+    assert why.endswith("/true makes no file; set CXX to a C++ compiler") and said.endswith(why)
+
+
 def test_two_processes_with_an_empty_cache_at_once(tmp_path):
     environment = {**os.environ, "SNN_RULES_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([sys.executable, "-c", TRY], stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
