@@ -53,6 +53,7 @@ TABLES: dict[str, dict[str, Formula]] = {
         "exp": lambda v, x: ops.exp(-x * x) * v - ops.exp(0.5 * v - x),
         "exp of what is clipped": lambda v, x: ops.exp(ops.clip(x - v, -2.0, 2.0)),
         "sigmoid": lambda v, x: ops.sigmoid(x) - ops.sigmoid(4.0 * v),
+        "sigmoid of numbers that are large": lambda v, x: ops.sigmoid(1000.0 * x),
     },
     "equality": {
         "==": lambda v, x: where(x == 0.5, v, x),
