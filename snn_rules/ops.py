@@ -90,6 +90,6 @@ class _Sigmoid(torch.autograd.Function):
         return h
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (h,) = ctx.saved_tensors
-        return grads[0] * h * (1.0 - h)
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        h: Tensor = ctx.saved_tensors[0]
+        return g * h * (1.0 - h)
