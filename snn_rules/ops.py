@@ -39,7 +39,7 @@ def heaviside(x: Any) -> Any:
 def spike(x: Any, slope: Any) -> Any:
     """`heaviside(x)` whose derivative is declared to be `slope`: a surrogate gradient."""
     if isinstance(x, Tensor):
-        return _Spike.apply(x, slope)
+        return _Spike.apply(x, slope if isinstance(slope, Tensor) else x.new_tensor(slope))
     return x.spike(slope) if hasattr(x, "spike") else heaviside(x)
 
 
