@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import snn_rules
 from snn_rules.cli import app
-from snn_rules.ops import heaviside
+from snn_rules.ops import exp, heaviside, spike
 from snn_rules.registry import Registry
 from snn_rules.rule import LearningRule, RuleError, Values, sweep
 from snn_rules.testing import CHECKS, CheckError, check_rule, parametrize_with_checks
@@ -138,6 +138,22 @@ def test_a_planted_fault_fails_its_check(planted: type[Copy], monkeypatch: pytes
     failed = {result.check.name for result in results if result.outcome == FAILED}
     assert failed >= FAULTS[planted]
     assert FAULTS[planted] or not failed
+
+
+@dataclasses.dataclass(frozen=True)
+class OverflowsOnTorch(LearningRule):
+    """Finite in kernels, whose exp ends at the largest number."""
+
+    name: ClassVar[str] = "overflows"
+
+    def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+        u = 0.5 * m.v + 1.5 / (1.0 + exp(-x))
+        return spike(u - 1.0, 1.0), {"v": u}, {}
+
+
+def test_extreme_inputs_are_tried_on_torch_too() -> None:
+    (result,) = run_checks(OverflowsOnTorch(), only=["extreme_inputs_stay_finite"])
+    assert (result.outcome, result.why) == (FAILED, "large negative input gives a gradient that is not finite on torch")
 
 
 # ---- what it says ----------------------------------------------------------------------------------------------------
