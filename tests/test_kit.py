@@ -17,6 +17,7 @@ from snn_rules.cli import app
 from snn_rules.ops import exp, heaviside, spike
 from snn_rules.registry import Registry
 from snn_rules.rule import LearningRule, RuleError, Values, sweep
+from snn_rules.surrogate import Surrogate
 from snn_rules.testing import CHECKS, CheckError, check_rule, parametrize_with_checks
 from snn_rules.testing.kit import EXPECTED, FAILED, PASSED, SKIPPED, run_checks
 
@@ -138,6 +139,21 @@ def test_a_planted_fault_fails_its_check(planted: type[Copy], monkeypatch: pytes
     failed = {result.check.name for result in results if result.outcome == FAILED}
     assert failed >= FAULTS[planted]
     assert FAULTS[planted] or not failed
+
+
+@dataclasses.dataclass(frozen=True)
+class SilentAtTheThreshold(Surrogate):
+    """It fires above its threshold, where the reference fires at it."""
+
+    name: ClassVar[str] = "late"
+
+    def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+        return super().step(m, x - 1e-15)
+
+
+def test_inputs_reach_the_threshold_exactly() -> None:
+    (result,) = run_checks(SilentAtTheThreshold(), reference=lif_node, only=["equals_its_reference"])
+    assert result.outcome == FAILED and result.why.startswith("spikes (T=12, torch.float64): 3 of 144 values differ, most at [0, "), result.why
 
 
 @dataclasses.dataclass(frozen=True)

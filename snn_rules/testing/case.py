@@ -103,10 +103,16 @@ class Case:
         return {"spikes": spikes.detach(), "dL/dx": dx, **{f"state {name}": after[name].detach() for name in after}}
 
     def inputs(self, *shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """`x` that makes some neurons fire and leaves others silent, and `g = dL/ds`, `[T, N, *]`; both are exact in float32."""
+        """`x` that makes some neurons fire and leaves others silent, and `g = dL/ds`, `[T, N, *]`; both are exact in float32.
+
+        Some of `x` are zero, and some are the threshold in the first step.
+        """
         draw = torch.Generator().manual_seed(seed)
         x, g = (torch.randn(shape, generator=draw, dtype=torch.float32) for _ in range(2))
-        return (self.drive * (x + 0.5)).to(dtype), g.to(dtype)
+        x = self.drive * (x + 0.5)
+        x.view(-1)[::7] = 0.0
+        x[:1, ..., ::5] = getattr(self.rule, "v_threshold", 1.0)
+        return x.to(dtype), g.to(dtype)
 
     @cached_property
     def drive(self) -> float:
