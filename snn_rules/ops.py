@@ -39,7 +39,7 @@ def heaviside(x: Any) -> Any:
 def spike(x: Any, slope: Any) -> Any:
     """`heaviside(x)` whose derivative is declared to be `slope`: a surrogate gradient."""
     if isinstance(x, Tensor):
-        return _Spike.apply(x, slope if isinstance(slope, Tensor) else torch.full_like(x, slope))
+        return _Spike.apply(x, slope if isinstance(slope, Tensor) else x.new_tensor(slope))
     return x.spike(slope) if hasattr(x, "spike") else heaviside(x)
 
 
@@ -56,7 +56,7 @@ def clip(x: Any, low: float, high: float) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + exp(-x))
+    return _Sigmoid.apply(x) if isinstance(x, Tensor) else 1.0 / (1.0 + exp(-x))
 
 
 def _pick(name: str, plain: Any, a: Any, b: Any) -> Any:
@@ -78,3 +78,18 @@ class _Spike(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return grads[0] * slope, None
+
+
+class _Sigmoid(torch.autograd.Function):
+    """Its derivative is that of torch.sigmoid: through the formula it would be 0 times infinity where exp(-x) overflows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        h = 1.0 / (1.0 + torch.exp(-x))
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        h: Tensor = ctx.saved_tensors[0]
+        return g * h * (1.0 - h)

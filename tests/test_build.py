@@ -43,6 +43,16 @@ def test_compiles_into_the_cache_and_finds_it_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == made
 
 
+def test_a_kernel_that_was_cut_short_is_compiled_again(tmp_path):
+    run(SNN_RULES_CACHE_DIR=str(tmp_path))
+    whole = {path: path.stat().st_size for path in tmp_path.iterdir()}
+    for share in (0.001, 0.5):
+        for path, size in whole.items():
+            os.truncate(path, int(share * size))
+        assert run(SNN_RULES_CACHE_DIR=str(tmp_path)) == "compiled for the CPU | a C++ compiler is installed |"
+        assert {path: path.stat().st_size for path in tmp_path.iterdir()} == whole
+
+
 def test_flags_of_the_environment(tmp_path):
     names = [set(), set()]
     for found, flags in zip(names, ("-O0", "-O1 -DNDEBUG"), strict=True):
@@ -51,6 +61,24 @@ def test_flags_of_the_environment(tmp_path):
     assert len(names[1]) == 2 * len(names[0]) and names[0] < names[1]  # kernels of other flags are other kernels
     _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS="-fno-such").split(" | ")
     assert "failed: " in why and "-fno-such" in why and why in said
+
+
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
+def test_flags_with_which_nothing_is_nan_are_refused(flag, tmp_path):
+    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS=flag).split(" | ")
+    assert f" {flag} failed: kernel.cpp:2:2: error: " in why and "kernels look for NaN, and are told that there is none; take -ffast-math, " in why
+    assert said == f"'surrogate' runs on torch tensors, many times slower: {why}" and not list(tmp_path.iterdir())
+
+
+def test_quotes_that_do_not_close(tmp_path):
+    for name in ("CXX", "SNN_RULES_CXXFLAGS"):
+        _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), **{name: "g++ '"}).split(" | ")
+        assert why == f"""{name}="g++ '" has no closing quotation; mend its quotes""" and said.endswith(why)
+
+
+def test_a_compiler_that_makes_no_file(tmp_path):
+    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), CXX="true").split(" | ")
+    assert why.endswith("/true makes no file; set CXX to a C++ compiler") and said.endswith(why)
 
 
 def test_two_processes_with_an_empty_cache_at_once(tmp_path):

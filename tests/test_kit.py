@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 import snn_rules
 from snn_rules.cli import app
-from snn_rules.ops import heaviside
+from snn_rules.ops import exp, heaviside, spike
 from snn_rules.registry import Registry
 from snn_rules.rule import LearningRule, RuleError, Values, sweep
+from snn_rules.surrogate import Surrogate
 from snn_rules.testing import CHECKS, CheckError, check_rule, parametrize_with_checks
 from snn_rules.testing.kit import EXPECTED, FAILED, PASSED, SKIPPED, run_checks
 
@@ -138,6 +139,37 @@ def test_a_planted_fault_fails_its_check(planted: type[Copy], monkeypatch: pytes
     failed = {result.check.name for result in results if result.outcome == FAILED}
     assert failed >= FAULTS[planted]
     assert FAULTS[planted] or not failed
+
+
+@dataclasses.dataclass(frozen=True)
+class SilentAtTheThreshold(Surrogate):
+    """It fires above its threshold, where the reference fires at it."""
+
+    name: ClassVar[str] = "late"
+
+    def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+        return super().step(m, x - 1e-15)
+
+
+def test_inputs_reach_the_threshold_exactly() -> None:
+    (result,) = run_checks(SilentAtTheThreshold(), reference=lif_node, only=["equals_its_reference"])
+    assert result.outcome == FAILED and result.why.startswith("spikes (T=12, torch.float64): 3 of 144 values differ, most at [0, "), result.why
+
+
+@dataclasses.dataclass(frozen=True)
+class OverflowsOnTorch(LearningRule):
+    """Finite in kernels, whose exp ends at the largest number."""
+
+    name: ClassVar[str] = "overflows"
+
+    def step(self, m: Any, x: Any) -> tuple[Any, Values, Values]:
+        u = 0.5 * m.v + 1.5 / (1.0 + exp(-x))
+        return spike(u - 1.0, 1.0), {"v": u}, {}
+
+
+def test_extreme_inputs_are_tried_on_torch_too() -> None:
+    (result,) = run_checks(OverflowsOnTorch(), only=["extreme_inputs_stay_finite"])
+    assert (result.outcome, result.why) == (FAILED, "large negative input gives a gradient that is not finite on torch")
 
 
 # ---- what it says ----------------------------------------------------------------------------------------------------

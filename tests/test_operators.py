@@ -45,6 +45,7 @@ TABLES: dict[str, dict[str, Formula]] = {
         "heaviside": lambda v, x: heaviside(x - 0.5) * v + heaviside(v) - (1.0 - heaviside(x)) * x,
         "heaviside as a condition": lambda v, x: where(heaviside(x - 0.5) > 0.0, v, x) + where(1.0 - heaviside(v) > 0.0, v, 0.5),
         "spike": lambda v, x: spike(x - 0.5, 1.0 / (1.0 + v * v)) * x - (1.0 - spike(v, x * x)) * v,
+        "spike of a slope that is a number": lambda v, x: spike(x - 0.5, 0.75) * v,
         "minimum": lambda v, x: ops.minimum(v, x) + ops.minimum(x, 0.5) + ops.minimum(0.25, v),
         "maximum": lambda v, x: ops.maximum(v, x) + ops.maximum(x, 0.5) + ops.maximum(0.25, v),
         "clip": lambda v, x: ops.clip(x, -0.5, 1.0) + ops.clip(v * x, -2.0, 2.0),
@@ -53,6 +54,7 @@ TABLES: dict[str, dict[str, Formula]] = {
         "exp": lambda v, x: ops.exp(-x * x) * v - ops.exp(0.5 * v - x),
         "exp of what is clipped": lambda v, x: ops.exp(ops.clip(x - v, -2.0, 2.0)),
         "sigmoid": lambda v, x: ops.sigmoid(x) - ops.sigmoid(4.0 * v),
+        "sigmoid of numbers that are large": lambda v, x: ops.sigmoid(1000.0 * x),
     },
     "equality": {
         "==": lambda v, x: where(x == 0.5, v, x),

@@ -20,15 +20,28 @@ FLAGS = (
     "-ffp-contract=off",  # a fused multiply-add flips a spike here and there, and one flipped spike changes all after it
     "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
-
-
-def flags() -> list[str]:
-    """How kernels are compiled: what `SNN_RULES_CXXFLAGS` adds comes last, and so wins."""
-    return [*FLAGS, *shlex.split(os.environ.get("SNN_RULES_CXXFLAGS", ""))]
+NUMBERS = """#if __FINITE_MATH_ONLY__
+#error "kernels look for NaN, and are told that there is none; take -ffast-math, -Ofast or -ffinite-math-only out"
+#endif
+"""
 
 
 class NoCompiler(Exception):
     """Why kernels cannot be compiled here, in one line."""
+
+
+def added() -> list[str]:
+    """The flags of `SNN_RULES_CXXFLAGS`: they come last, and so win."""
+    return _words("SNN_RULES_CXXFLAGS")
+
+
+def _words(name: str) -> list[str]:
+    """A variable of the environment, taken apart as by a shell."""
+    given = os.environ.get(name, "")
+    try:
+        return shlex.split(given)
+    except ValueError as cause:
+        raise NoCompiler(f"{name}={given!r} has {str(cause).lower()}; mend its quotes") from cause
 
 
 def cache_dir() -> Path:
@@ -50,7 +63,7 @@ def _temporary_dir() -> Path:
 def compiler() -> tuple[str, str]:
     """The command and its version. `CXX` wins, such as "ccache g++"; else g++, then clang++."""
     given = os.environ.get("CXX")
-    for program, *options in filter(None, [shlex.split(given)] if given else [["g++"], ["clang++"]]):
+    for program, *options in filter(None, [_words("CXX")] if given else [["g++"], ["clang++"]]):
         found = shutil.which(program)
         if found:
             version = subprocess.run([found, *options, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
@@ -71,7 +84,8 @@ def _machine() -> str:
 def build(source: str) -> ctypes.CDLL:
     """The shared object of `source`, compiled unless the cache has it. `NoCompiler` where neither works."""
     command, version = compiler()
-    key = hashlib.sha256("\n".join([source, version, *flags(), _machine()]).encode()).hexdigest()[:32]
+    source = NUMBERS + source
+    key = hashlib.sha256("\n".join([source, version, *FLAGS, *added(), _machine()]).encode()).hexdigest()[:32]
     failed: list[Exception] = []
     for folder in (cache_dir, _temporary_dir):
         try:
@@ -93,16 +107,34 @@ def _say_once(message: str) -> None:
 
 def _compiled(folder: Path, key: str, source: str, command: str) -> Path:
     path = folder / f"{key}.so"
-    if path.exists():
+    if path.exists() and _whole(path):
         return path
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as work:  # two processes may do so at once: the last to rename wins, both are right
         text, made = Path(work, "kernel.cpp"), Path(work, "kernel.so")
         text.write_text(source)
-        done = subprocess.run([*shlex.split(command), *flags(), str(text), "-o", str(made)], capture_output=True, text=True, check=False)
+        options = [*FLAGS, *added(), str(text), "-o", str(made)]
+        done = subprocess.run([*shlex.split(command), *options], capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no message"]
             reason = next((line for line in said if "error" in line or "cannot find" in line), said[0])
-            raise NoCompiler(f"{command} failed: {reason}")
+            raise NoCompiler(f"{' '.join([command, *added()])} failed: {reason.removeprefix(f'{work}/')}")
+        if not made.exists():
+            raise NoCompiler(f"{command} makes no file; set CXX to a C++ compiler")
+        _seal(made)
         os.replace(made, path)
     return path
+
+
+def _seal(path: Path) -> None:
+    """Ends a library by the digest of its bytes, which loaders do not look at, and waits until it is on disk."""
+    with path.open("r+b") as file:
+        file.write(hashlib.sha256(file.read()).digest())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole(path: Path) -> bool:
+    """Whether it is as it was sealed: one that was cut short ends Python where a page of it is missing."""
+    made = path.read_bytes()
+    return made[-32:] == hashlib.sha256(made[:-32]).digest()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..conversion import convert
 from ..neuron import RuleNode
 from ..rule import LearningRule, RuleError
-from .case import Case, Skip, check, check_any_signal, demand, differ
+from .case import EAGER, Case, Skip, check, check_any_signal, demand, differ
 
 HEAVY = {"cupy", "IPython", "jax", "matplotlib", "numba", "pandas", "scipy", "sklearn", "tensorflow", "torchvision", "transformers"}
 SECONDS = 1.0  # that the import of a plugin may take beyond torch and SpikingJelly
@@ -142,6 +142,8 @@ def extreme_inputs_stay_finite(case: Case) -> None:
         spikes, dx = case.run(given, g[: len(given)])
         demand(((spikes == 0) | (spikes == 1)).all(), f"{name} input gives spikes other than 0 and 1")
         demand(torch.isfinite(dx).all(), f"{name} input gives a gradient that is not finite")
+        on_torch = case.run_by(EAGER, given, g[: len(given)])["dL/dx"]
+        demand(torch.isfinite(on_torch).all(), f"{name} input gives a gradient that is not finite on torch")
 
 
 # ---- in a network ----------------------------------------------------------------------------------------------------

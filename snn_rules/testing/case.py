@@ -94,11 +94,25 @@ class Case:
         (dx,) = torch.autograd.grad(spikes, leaf, g.to(spikes.dtype))
         return spikes.detach(), dx
 
+    def run_by(self, executor: Eager, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+        """What that executor gives, without a neuron around it: spikes, dL/dx and the states."""
+        by_autograd = not (self.rule.sweeps or executor.derives)
+        leaf = x.detach().clone().requires_grad_(by_autograd)
+        spikes, after, tape, _ = executor.forward(self.rule, leaf, {})
+        dx = torch.autograd.grad(spikes, leaf, g)[0] if by_autograd else executor.backward(self.rule, tape, g)[0]
+        return {"spikes": spikes.detach(), "dL/dx": dx, **{f"state {name}": after[name].detach() for name in after}}
+
     def inputs(self, *shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """`x` that makes some neurons fire and leaves others silent, and `g = dL/ds`, `[T, N, *]`; both are exact in float32."""
+        """`x` that makes some neurons fire and leaves others silent, and `g = dL/ds`, `[T, N, *]`; both are exact in float32.
+
+        Some of `x` are zero, and some are the threshold in the first step.
+        """
         draw = torch.Generator().manual_seed(seed)
         x, g = (torch.randn(shape, generator=draw, dtype=torch.float32) for _ in range(2))
-        return (self.drive * (x + 0.5)).to(dtype), g.to(dtype)
+        x = self.drive * (x + 0.5)
+        x.view(-1)[::7] = 0.0
+        x[:1, ..., ::5] = getattr(self.rule, "v_threshold", 1.0)
+        return x.to(dtype), g.to(dtype)
 
     @cached_property
     def drive(self) -> float:

@@ -96,20 +96,6 @@ def has_kernels(case: Case) -> None:
     demand(trace(case.rule, STEPS).walks, "there is no walk back")
 
 
-def _both(case: Case, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the C++ kernels give, and eager torch: spikes, dL/dx and the states."""
-    made = []
-    for executor in (COMPILED, EAGER):
-        leaf = x.clone().requires_grad_()
-        spikes, after, tape, _ = executor.forward(case.rule, leaf if executor is EAGER and not case.rule.sweeps else x, {})
-        if case.rule.sweeps or executor is COMPILED:
-            dx, _ = executor.backward(case.rule, tape, g)
-        else:
-            (dx,) = torch.autograd.grad(spikes, leaf, g)
-        made.append({"spikes": spikes.detach(), "dL/dx": dx, **{f"state {name}": after[name].detach() for name in after}})
-    return {name: (made[0][name], made[1][name]) for name in made[0]}
-
-
 @check
 def cpu_kernels_equal_eager(case: Case) -> None:
     """The compiled kernels give the spikes of eager torch to the bit, and its gradients to round-off."""
@@ -120,9 +106,10 @@ def cpu_kernels_equal_eager(case: Case) -> None:
     for shape, dtype in [((12, 5, 31), torch.float64), ((12, 5, 31), torch.float32), ((1, 3, 7), torch.float32), ((40, 3), torch.float64)]:
         x, g = case.inputs(*shape, dtype=dtype)
         tight = 1e-10 if dtype == torch.float64 else 1e-4
-        for name, (got, want) in _both(case, x, g).items():
+        got, want = (case.run_by(executor, x, g) for executor in (COMPILED, EAGER))
+        for name in want:
             near = 0.0 if name == "spikes" else tight
-            what = differ(got, want, rtol=near, atol=near * float(want.abs().nan_to_num(0, 0, 0).max()))
+            what = differ(got[name], want[name], rtol=near, atol=near * float(want[name].abs().nan_to_num(0, 0, 0).max()))
             demand(not what, f"{name} of {list(shape)} in {dtype}: {what}")
 
 

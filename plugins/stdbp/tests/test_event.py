@@ -117,6 +117,7 @@ def test_gradcheck_of_a_network_with_convolution_pooling_and_bias():
     )
 
 
+@pytest.mark.filterwarnings("ignore:'tau' has no meaning")
 def test_convolution_is_the_linear_layer_of_its_patches():
     torch.manual_seed(3)
     conv = nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False).double()
