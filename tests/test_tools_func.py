@@ -4,6 +4,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
 import snn_rules
@@ -107,9 +108,14 @@ def test_jacobians():
     out = node(leaf)
     for index in ((0, 0, 0), (3, 0, 1), (2, 0, 0)):
         torch.testing.assert_close(jacobian[index], torch.autograd.grad(out[index], leaf, retain_graph=True)[0])
-    for forward in (lambda: jvp(node, (x,), (x,)), lambda: jacfwd(node)(x)):
+
+    def dual(x):
+        with forward_ad.dual_level():
+            node(forward_ad.make_dual(x.clone(), torch.ones_like(x)))
+
+    for forward in (lambda: jvp(node, (x,), (x,)), lambda: jacfwd(node)(x), lambda: dual(x), lambda: dual(leaf)):
         node.reset()
-        with pytest.raises(snn_rules.RuleError, match=r"no derivative forward: use vjp or jacrev in the place of jvp or jacfwd"):
+        with pytest.raises(snn_rules.RuleError, match=r"no derivative forward: use vjp or jacrev in the place of jvp"):
             forward()
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from ..rule import LearningRule
+from ..rule import LearningRule, RuleError
 from . import executor
 from .eager import Eager, State, Tape, state_dtype
 
+NO_JVP = "a learning rule has a backward pass, and no derivative forward: use vjp or jacrev in the place of jvp or jacfwd"
 _NONE = Eager()  # in the place of an executor until `run` has chosen one
 
 
@@ -92,6 +94,8 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
         recurrent = weight, x_weights
         learns = any(t is not None and t.requires_grad for t in (x, *recurrent))
     if not (learns and torch.is_grad_enabled()):
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            raise RuleError(NO_JVP)
         with torch.no_grad():
             return job.forward(x, weight, learns=False)[0]
     if job.run_by.derives or job.rule.sweeps:
@@ -133,3 +137,7 @@ class _Learn(torch.autograd.Function):
             dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
         job.passed(g, dx, neurons)
         return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuleError(NO_JVP)

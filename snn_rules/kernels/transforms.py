@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..rule import LearningRule, RuleError
 from . import executor
+from .autograd import NO_JVP
 from .ops import _states, walk_back
 
 
@@ -42,7 +43,7 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuleError("a learning rule has a backward pass, and no derivative forward: use vjp or jacrev in the place of jvp or jacfwd")
+        raise RuleError(NO_JVP)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, rule: LearningRule, *state: Tensor) -> tuple[Tensor, int]:
