@@ -83,7 +83,7 @@ def test_a_carry_with_a_name_that_is_taken() -> None:
             return {"dx": m.g}, {"scale": m.g}
 
     for run in (lambda: Eager().backward(Taken(), Eager().forward(Taken(), X, {})[2], G), lambda: executor(Taken(), X)):
-        with pytest.raises(MalformedRule, match="rule 'taken': its sweep 'back' carries 'scale', a name that is taken; give it another"):
+        with pytest.raises(MalformedRule, match="rule 'taken': its sweep 'back' carries 'scale', a name that `between` has; give it another"):
             run()
 
 

@@ -28,8 +28,8 @@ def swept(rule: LearningRule, sweep: Sweep, given: Any) -> tuple[Values, Values]
     put, carry = given
     if carry.keys() != sweep.carry.keys():
         raise MalformedRule(f"rule {rule.name!r}: its sweep {sweep.name!r} carries {list(sweep.carry)}, but returns {list(carry)}")
-    if taken := OWN & carry.keys():
-        raise MalformedRule(f"rule {rule.name!r}: its sweep {sweep.name!r} carries {sorted(taken)[0]!r}, a name that is taken; give it another")
+    if taken := {"T", "scale"} & carry.keys():
+        raise MalformedRule(f"rule {rule.name!r}: its sweep {sweep.name!r} carries {sorted(taken)[0]!r}, a name that `between` has; give it another")
     if sweep is rule.sweeps[-1] and put.keys() != {"dx"}:
         raise MalformedRule(f"rule {rule.name!r}: its last sweep {sweep.name!r} puts out {list(put)}; it should put out 'dx' and nothing else")
     return given  # type: ignore[no-any-return]
