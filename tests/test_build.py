@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import snn_rules
-from snn_rules.kernels import Compiled, Eager
+from snn_rules.kernels import Compiled, Eager, build
 
+TINY = 'extern "C" int one() { return 1; }'
 TRY = """
 import warnings
 import snn_rules, torch
@@ -44,13 +45,12 @@ def test_compiles_into_the_cache_and_finds_it_again(tmp_path):
 
 
 def test_a_kernel_that_was_cut_short_is_compiled_again(tmp_path):
-    run(SNN_RULES_CACHE_DIR=str(tmp_path))
-    whole = {path: path.stat().st_size for path in tmp_path.iterdir()}
-    for share in (0.001, 0.5):
-        for path, size in whole.items():
-            os.truncate(path, int(share * size))
-        assert run(SNN_RULES_CACHE_DIR=str(tmp_path)) == "compiled for the CPU | a C++ compiler is installed |"
-        assert {path: path.stat().st_size for path in tmp_path.iterdir()} == whole
+    made = build._compiled(tmp_path, "one", TINY, build.compiler()[0])
+    whole = made.read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 1):
+        made.write_bytes(whole[:size])
+        assert build._compiled(tmp_path, "one", TINY, build.compiler()[0]) == made
+        assert build._whole(made) and made.stat().st_size == len(whole)
 
 
 def test_flags_of_the_environment(tmp_path):
@@ -63,22 +63,24 @@ def test_flags_of_the_environment(tmp_path):
     assert "failed: " in why and "-fno-such" in why and why in said
 
 
-@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
-def test_flags_with_which_nothing_is_nan_are_refused(flag, tmp_path):
-    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS=flag).split(" | ")
-    assert f" {flag} failed: kernel.cpp:2:2: error: " in why and "kernels look for NaN, and are told that there is none; take -ffast-math, " in why
-    assert said == f"'surrogate' runs on torch tensors, many times slower: {why}" and not list(tmp_path.iterdir())
-
-
-def test_quotes_that_do_not_close(tmp_path):
-    for name in ("CXX", "SNN_RULES_CXXFLAGS"):
-        _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), **{name: "g++ '"}).split(" | ")
-        assert why == f"""{name}="g++ '" has no closing quotation; mend its quotes""" and said.endswith(why)
-
-
-def test_a_compiler_that_makes_no_file(tmp_path):
-    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), CXX="true").split(" | ")
-    assert why.endswith("/true makes no file; set CXX to a C++ compiler") and said.endswith(why)
+@pytest.mark.parametrize(
+    ("variable", "given", "says"),
+    [
+        *(("SNN_RULES_CXXFLAGS", flag, rf" {flag} failed: kernel.cpp:2:2: error: .*look for NaN, and are told that there is none; take -ffast-math, ")
+          for flag in ("-ffast-math", "-Ofast", "-ffinite-math-only")),
+        ("SNN_RULES_CXXFLAGS", "-O2 '", r"""^SNN_RULES_CXXFLAGS="-O2 '" has no closing quotation; mend its quotes$"""),
+        ("CXX", "g++ '", r"""^CXX="g\+\+ '" has no closing quotation; mend its quotes$"""),
+        ("CXX", "true", r"/true makes no file; set CXX to a C\+\+ compiler$"),
+    ],
+    ids=["-ffast-math", "-Ofast", "-ffinite-math-only", "quotes of flags", "quotes of CXX", "no file"],
+)  # fmt: skip
+def test_what_the_environment_says_of_the_compiler_is_refused(variable, given, says, monkeypatch, tmp_path):
+    monkeypatch.setenv("SNN_RULES_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv(variable, given)
+    monkeypatch.setattr(build, "compiler", build.compiler.__wrapped__)  # which is asked once a process
+    with pytest.raises(build.NoCompiler, match=says) as refusal:
+        build.build(TINY)
+    assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
 
 
 def test_two_processes_with_an_empty_cache_at_once(tmp_path):
