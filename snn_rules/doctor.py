@@ -29,6 +29,7 @@ def examine(known: Mapping[str, RuleInfo], kernels: bool = False) -> dict[str, A
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "compiler": _compiler(),
         "cache": str(build.cache_dir()),
+        "cached": _cached(),
         "cuda": torch.cuda.get_device_name() if cuda else f"no device (torch is built for {torch.version.cuda or 'the CPU alone'})",
         "driver": _driver(),
         "cupy": _cupy(),
@@ -87,6 +88,12 @@ def _compiler() -> str:
         return ": ".join(build.compiler()) + (f", with SNN_RULES_CXXFLAGS={added}" if (added := os.environ.get("SNN_RULES_CXXFLAGS")) else "")
     except build.NoCompiler as cause:
         return f"none: {cause}"
+
+
+def _cached() -> str:
+    """What lies in the cache: nothing is taken out of it, and nothing is missed that somebody removes."""
+    sizes = [path.stat().st_size for path in build.cache_dir().glob("*.so")]
+    return f"{len(sizes)} files of kernels, {sum(sizes) / 1e6:.1f} MB; any of them may be removed"
 
 
 def _driver() -> str:

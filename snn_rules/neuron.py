@@ -279,7 +279,7 @@ class RuleNode(neuron.BaseNode):
 
     def _check_finite(self, x: Tensor, state: State) -> None:
         """NaN and inf in the input stay in the state: looking at the last step finds them."""
-        if all(bool(torch.isfinite(value).all()) for value in state.values()):
+        if bool(torch.stack([torch.isfinite(value).all() for value in state.values()]).all()):  # a GPU is waited for once
             return
         bad = (~torch.isfinite(x)).nonzero()
         found = f"the input holds {x[tuple(bad[0])].item()} at {bad[0].tolist()}" if len(bad) else "its state has overflowed"

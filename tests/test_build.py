@@ -35,15 +35,6 @@ def run(code=TRY, **environment):
     return done.stdout.strip()
 
 
-def test_compiles_into_the_cache_and_finds_it_again(tmp_path):
-    cache = tmp_path / "kernels"
-    assert run(SNN_RULES_CACHE_DIR=str(cache)).startswith("compiled for the CPU | a C++ compiler is installed |")
-    made = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert made and all(path.suffix == ".so" for path in made)
-    run(SNN_RULES_CACHE_DIR=str(cache))
-    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == made
-
-
 def test_a_kernel_that_was_cut_short_is_compiled_again(tmp_path):
     made = build._compiled(tmp_path, "one", TINY, build.compiler()[0])
     whole = made.read_bytes()
@@ -53,14 +44,31 @@ def test_a_kernel_that_was_cut_short_is_compiled_again(tmp_path):
         assert build._whole(made) and made.stat().st_size == len(whole)
 
 
-def test_flags_of_the_environment(tmp_path):
-    names = [set(), set()]
-    for found, flags in zip(names, ("-O0", "-O1 -DNDEBUG"), strict=True):
-        assert run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS=flags).startswith("compiled for the CPU")
-        found.update(tmp_path.iterdir())
-    assert len(names[1]) == 2 * len(names[0]) and names[0] < names[1]  # kernels of other flags are other kernels
-    _, why, said = run(SNN_RULES_CACHE_DIR=str(tmp_path), SNN_RULES_CXXFLAGS="-fno-such").split(" | ")
-    assert "failed: " in why and "-fno-such" in why and why in said
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache, and a compiler that is asked for anew."""
+    monkeypatch.setenv("SNN_RULES_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "compiler", build.compiler.__wrapped__)  # which is asked once a process
+    return tmp_path
+
+
+def test_compiles_into_the_cache_and_finds_it_again(fresh):
+    assert build.build(TINY).one() == 1
+    (made,) = fresh.iterdir()
+    assert made.suffix == ".so"
+    at = made.stat().st_mtime_ns
+    assert build.build(TINY).one() == 1 and list(fresh.iterdir()) == [made] and made.stat().st_mtime_ns == at
+
+
+def test_flags_of_the_environment(fresh, monkeypatch):
+    asks = 'extern "C" int optimized() {\n#ifdef __OPTIMIZE__\nreturn 1;\n#endif\nreturn 0; }'
+    for kernels, (flags, optimized) in enumerate((("", 1), ("-O0", 0), ("-O1 -DNDEBUG", 1)), 1):
+        monkeypatch.setenv("SNN_RULES_CXXFLAGS", flags)
+        assert build.build(asks).optimized() == optimized
+        assert len(list(fresh.iterdir())) == kernels  # those of other flags are other kernels
+    monkeypatch.setenv("SNN_RULES_CXXFLAGS", "-fno-such")
+    with pytest.raises(build.NoCompiler, match=r" -fno-such failed: .*-fno-such"):
+        build.build(asks)
 
 
 @pytest.mark.parametrize(
@@ -74,25 +82,28 @@ def test_flags_of_the_environment(tmp_path):
     ],
     ids=["-ffast-math", "-Ofast", "-ffinite-math-only", "quotes of flags", "quotes of CXX", "no file"],
 )  # fmt: skip
-def test_what_the_environment_says_of_the_compiler_is_refused(variable, given, says, monkeypatch, tmp_path):
-    monkeypatch.setenv("SNN_RULES_CACHE_DIR", str(tmp_path))
+def test_what_the_environment_says_of_the_compiler_is_refused(variable, given, says, fresh, monkeypatch):
     monkeypatch.setenv(variable, given)
-    monkeypatch.setattr(build, "compiler", build.compiler.__wrapped__)  # which is asked once a process
     with pytest.raises(build.NoCompiler, match=says) as refusal:
         build.build(TINY)
-    assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
+    assert "\n" not in str(refusal.value) and not list(fresh.iterdir())
 
 
-def test_two_processes_with_an_empty_cache_at_once(tmp_path):
+def test_two_processes_with_an_empty_cache_at_once_and_a_third_after_them(tmp_path):
     environment = {**os.environ, "SNN_RULES_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([sys.executable, "-c", TRY], stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     for process in both:
         assert process.communicate()[0].startswith("compiled for the CPU") and process.returncode == 0
-    assert all(path.suffix == ".so" for path in tmp_path.iterdir())
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert made and all(path.suffix == ".so" for path in made)
+    assert run(SNN_RULES_CACHE_DIR=str(tmp_path)).startswith("compiled for the CPU | a C++ compiler is installed |")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
 
 
-def test_the_compiler_may_have_options(tmp_path):
-    assert run(CXX="env g++ -O2", SNN_RULES_CACHE_DIR=str(tmp_path)).startswith("compiled for the CPU")
+def test_the_compiler_may_have_options(fresh, monkeypatch):
+    monkeypatch.setenv("CXX", "env g++ -DANSWER=7")
+    assert build.build('extern "C" int answer() { return ANSWER; }').answer() == 7
+    assert build.compiler()[1].startswith("g++ ")
 
 
 def test_no_compiler_gives_eager_torch_said_once():

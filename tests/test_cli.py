@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import snn_rules
-from snn_rules import experiments, registry
+from snn_rules import doctor, experiments, registry
 from snn_rules.cli import app
 from snn_rules.experiments import option
 from snn_rules.testing import nvrtc
@@ -108,6 +108,15 @@ def test_doctor() -> None:
     assert all(rule["recurrent"] == rule["executor"] for rule in loaded.values())
     text = done("doctor")
     assert report["torch"] in text and all(name in text for name in loaded)
+
+
+def test_doctor_says_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SNN_RULES_CACHE_DIR", str(tmp_path / "kernels"))
+    assert doctor._cached().startswith("0 files")  # and no folder
+    (tmp_path / "kernels").mkdir()
+    for name, size in (("a", 1_000_000), ("b", 500_000)):
+        (tmp_path / "kernels" / f"{name}.so").write_bytes(bytes(size))
+    assert doctor._cached() == "2 files of kernels, 1.5 MB; any of them may be removed"
 
 
 def test_doctor_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
