@@ -238,7 +238,8 @@ class LearningRule:
         """This rule with the constants of the neuron that it replaces; options in `given` were set by the user and win."""
         names = {field.name for field in dataclasses.fields(self)}
         if "tau_m" not in names:
-            warn_once(self.name, "tau")
+            if site.tau_m != float("inf"):  # an IFNode has none to lose
+                warn_once(self.name, "tau")
             names.discard("decay_input")
         offered = {k: v for k, v in site.options().items() if k in names and k not in given}
         return dataclasses.replace(self, **offered)

@@ -116,6 +116,14 @@ def test_a_dtype_without_fractions_is_refused(name, dtype):
 
 
 @every_rule
+def test_a_sparse_tensor_is_refused(name):
+    where = "layer '0'" if name == "stdbp event" else "neuron '1'"
+    net = network(name) if name == "stdbp event" else network(name)[1]
+    with pytest.raises(snn_rules.RuleError, match=rf"^{where} \({name.split()[0]}\): the input has the layout torch.sparse_coo; pass a "):
+        net(signal(name).to_sparse())
+
+
+@every_rule
 def test_a_device_without_numbers_is_refused(name):
     net = network(name).to("meta")
     where = "layer '0'" if name == "stdbp event" else "neuron '1'"

@@ -54,6 +54,8 @@ class _Fused:
             raise refuse(where, "layers of spike times")
         if not isinstance(x, Tensor):
             raise RuleError(f"{where}: the input is a {type(x).__name__}; pass the spike times of rule.encode(x, T)")
+        if x.layout is not torch.strided:
+            raise RuleError(f"{where}: the input has the layout {x.layout}; pass a dense tensor, x.to_dense()")
         if x.is_meta:
             raise RuleError(f"{where}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if x.dtype not in DTYPES:

@@ -117,6 +117,12 @@ def test_gradcheck_of_a_network_with_convolution_pooling_and_bias():
     )
 
 
+def test_a_neuron_without_leak_loses_nothing():
+    snn_rules.rule._warned.discard(("stdbp", "tau"))
+    net = snn_rules.convert(nn.Sequential(nn.Linear(6, 4), neuron.IFNode(v_threshold=2.0)), "stdbp", mode="event")  # warnings are errors here
+    assert net[1].rule.v_threshold == 2.0
+
+
 @pytest.mark.filterwarnings("ignore:'tau' has no meaning")
 def test_convolution_is_the_linear_layer_of_its_patches():
     torch.manual_seed(3)
