@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .neuron import RuleNode
-from .recurrent import RecurrentNode
+from .recurrent import RecurrentNode, RuleRecurrentContainer
 from .rule import LearningRule
 
 
@@ -59,18 +59,19 @@ class Activity:
     def active(self, x: Tensor) -> float:
         return float(x.count_nonzero() if self.window is None else (x < self.window).sum())
 
-    def fired(self, path: str, node: RuleNode, out: Tensor) -> None:
+    def fired(self, path: str, node: nn.Module, out: Tensor) -> None:
         spikes = float(out.sum(dtype=torch.float32)) if self.window is None else self.active(out)
         self._spikes[path] += spikes
         self._places[path] += out.numel()
-        if isinstance(node, RecurrentNode):
+        if isinstance(node, (RecurrentNode, RuleRecurrentContainer)):
             reach = node.wiring().detach().count_nonzero(0).float()  # neurons that each reaches
             self._operations[path] += float((out.flatten(0, -2).sum(0, dtype=torch.float32) * reach).sum())
 
     def arrived(self, path: str, synapse: nn.Linear | nn.Conv2d, x: Tensor) -> None:
-        reach = synapse.weight.numel() / x.shape[-1 if isinstance(synapse, nn.Linear) else -3]
-        if isinstance(synapse, nn.Conv2d):
-            reach /= synapse.stride[0] * synapse.stride[1]
+        if isinstance(synapse, nn.Linear):
+            reach = float(synapse.out_features)
+        else:
+            reach = synapse.weight.numel() / x.shape[-3] / (synapse.stride[0] * synapse.stride[1])
         self._operations[path] += self.active(x) * reach
 
 
@@ -80,7 +81,10 @@ def watch(net: nn.Module, rule: LearningRule) -> Iterator[Activity]:
     activity = Activity(rule.window if rule.capabilities.signal == "times" else None)
     hooks = []
     for path, module in net.named_modules():
-        if isinstance(module, RuleNode):
+        container = isinstance(module, RuleRecurrentContainer) and module.step_mode == "m"  # which calls neither its synapse nor its neuron
+        if container:
+            hooks.append(module.register_forward_pre_hook(lambda held, x, path=f"{path}.rc": activity.arrived(path, held.rc, x[0])))
+        if container or isinstance(module, RuleNode):
             hooks.append(module.register_forward_hook(lambda node, _, out, path=path: activity.fired(path, node, out)))
         elif isinstance(module, nn.Linear | nn.Conv2d):
             hooks.append(module.register_forward_pre_hook(lambda synapse, x, path=path: activity.arrived(path, synapse, x[0])))

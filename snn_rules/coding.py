@@ -19,14 +19,14 @@ SLACK = 1e-3  # beyond [0, 1], of samples that were resized or rounded
 
 def static(x: Tensor, T: int) -> Tensor:
     """`x` repeated at each of `T` steps: `[T, N, *]`, a view. Its values are a current, and may be any."""
-    _check_steps(T)
+    check_steps(T)
     _check_tensor(x)
     return x.unsqueeze(0).expand(T, *x.shape)
 
 
 def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """A spike at each step with probability `rate * x`."""
-    _check_steps(T)
+    check_steps(T)
     _check_samples(x)
     chance = torch.rand((T, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
     return chance.lt_(rate * x.detach())  # in place: a long train is large
@@ -34,7 +34,7 @@ def poisson(x: Tensor, T: int, rate: float = 1.0, generator: torch.Generator | N
 
 def latency(x: Tensor, T: int, floor: float = 0.02) -> Tensor:
     """One spike, the earlier the larger `x`: at the step round((1 - x)(T - 1)); silent where `x <= floor`."""
-    _check_steps(T)
+    check_steps(T)
     _check_samples(x)
     step = ((1 - x) * (T - 1)).round().long().clamp(0, T - 1)
     spikes = torch.zeros((T, *x.shape), dtype=x.dtype, device=x.device)
@@ -125,6 +125,8 @@ def van_rossum_loss(out: Tensor, target: Tensor, train: Tensor, tau_s: float, re
 def first_spike_loss(times: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Cross entropy of the softmax over negative spike times `[N, C]` (STDBP, Eq. 13): the class should fire first."""
     _one_hot(times, target)  # which checks both
+    if times.dim() != 2:
+        raise RuleError(f"loss: the spike times have shape {list(times.shape)}; pass [N, C], such as rule.times(out)")
     _check_reduction(reduction)
     return F.cross_entropy(-times, target, reduction=reduction)
 
@@ -153,8 +155,9 @@ def _reduce(cost: Tensor, out: Tensor, reduction: str) -> Tensor:
     return cost.sum() / out.shape[-2] if reduction == "mean" else cost.sum()
 
 
-def _check_steps(T: int) -> None:
-    if not isinstance(T, int) or T < 1:
+def check_steps(T: int) -> None:
+    """Refuse what is no number of time steps."""
+    if not isinstance(T, int) or isinstance(T, bool) or T < 1:
         raise RuleError(f"encode: T={T!r} should be a whole number of time steps, at least 1")
 
 
@@ -166,8 +169,8 @@ def _check_samples(x: Tensor) -> None:
     low, high = x.detach().aminmax()
     if bool((low >= -SLACK) & (high <= 1 + SLACK)):
         return
-    for bad in (~torch.isfinite(x)).nonzero()[:1]:
-        raise RuleError(f"encode: the samples hold {x[tuple(bad)].item()} at {bad.tolist()}; look at the data and its normalisation")
+    if len(bad := (~torch.isfinite(x)).nonzero()):
+        raise RuleError(f"encode: the samples hold {x[tuple(bad[0])].item()} at {bad[0].tolist()}; look at the data and its normalisation")
     raise RuleError(
         f"encode: the samples reach from {float(low):.4g} to {float(high):.4g}; this code takes values in [0, 1]: divide by the largest, "
         f"and leave out what makes their mean 0"

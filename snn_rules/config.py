@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from .rule import LearningRule, RuleError
+from .rule import LearningRule, RuleError, hint
 
 SCHEDULES: dict[str, Callable[[int, int], float]] = {  # (epoch from 0, epochs) -> factor of the learning rate
     "constant": lambda epoch, epochs: 1.0,
@@ -22,7 +21,18 @@ LEAST = {"T": 1, "bin": 1, "batch_size": 1, "epochs": 1, "elastic_sigma": 0.25} 
     ("weight_decay", "exp_lambda", "exp_beta", "inhibition", "elastic_alpha", "rotation", "scaling", "crop_padding"), 0
 )
 ABOVE_ZERO = ("lr", "std", "clip", "clamp", "pool_gain")
-NEEDS = {  # settings that do nothing but beside others
+CHOICES = {
+    "schedule": tuple(SCHEDULES),
+    "optimizer": tuple(OPTIMIZERS),
+    "reduction": ("mean", "sum"),
+    "loss": ("rule", "count"),
+    "init": ("rule", "kaiming"),
+    "regularize": ("off", "sum", "mean"),
+    "augment": ("off", "elastic", "crop-flip"),
+    "precision": ("float32", "bfloat16"),
+    "device": ("cpu", "cuda"),
+}
+NEEDS = {  # settings that act only beside others
     **dict.fromkeys(("desired", "undesired"), ("loss", ("count",))),
     **dict.fromkeys(("mean", "std"), ("normalize", (True,))),
     **dict.fromkeys(("exp_lambda", "exp_beta"), ("regularize", ("sum", "mean"))),
@@ -72,9 +82,9 @@ class Config:
     network: str = ""  # how the network was written down: kept in the checkpoint, compared on resume
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Config).items():
-            if not _is(getattr(self, name), hint):
-                wanted = str(getattr(hint, "__name__", hint)).replace("float", "number").replace("int", "whole number").replace("str", "word")
+        for name, written in get_type_hints(Config).items():
+            if not _is(getattr(self, name), written):
+                wanted = str(getattr(written, "__name__", written)).replace("float", "number").replace("int", "whole number").replace("str", "word")
                 raise RuleError(f"training: {name}={getattr(self, name)!r} should be a {wanted.replace(' | None', ', or left out')}")
         for name, low in LEAST.items():
             if not low <= getattr(self, name) < math.inf:
@@ -88,23 +98,11 @@ class Config:
                 raise RuleError(f"training: {name}={value!r} should be a number above 0{optional}")
         if (self.mean is None) != (self.std is None):
             raise RuleError(f"training: mean={self.mean!r}, std={self.std!r}: pass both, or none for the training set's")
-        choices_of = {
-            "schedule": tuple(SCHEDULES),
-            "optimizer": tuple(OPTIMIZERS),
-            "reduction": ("mean", "sum"),
-            "loss": ("rule", "count"),
-            "init": ("rule", "kaiming"),
-            "regularize": ("off", "sum", "mean"),
-            "augment": ("off", "elastic", "crop-flip"),
-            "precision": ("float32", "bfloat16"),
-        }
         if self.loss == "count" and not self.desired > self.undesired >= 0:
             raise RuleError(f"training: loss='count' with desired={self.desired!r}, undesired={self.undesired!r}: the first should be larger")
-        for name, choices in choices_of.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise RuleError(f"training: {name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
-        if self.device not in ("cpu", "cuda"):
-            raise RuleError(f"training: device={self.device!r} is not one of cpu, cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise RuleError("training: device='cuda', but torch sees no CUDA device here; leave --device out, and see snn-rules doctor")
 
@@ -122,9 +120,7 @@ class Config:
         names = sorted({f.name for f in fields(Config)} - {"network", "seed"})
         for name in texts:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise RuleError(f"{where} knows no {name}{hint}; it takes {', '.join(names)}")
+                raise RuleError(f"{where} knows no {name}{hint(name, names)}; it takes {', '.join(names)}")
         return dict(texts)
 
     @classmethod
@@ -134,9 +130,9 @@ class Config:
         return cls(**own | {name: value for name, value in overrides.items() if value is not None})
 
 
-def _is(value: Any, hint: Any) -> bool:
+def _is(value: Any, written: Any) -> bool:
     """Whether a value is of the type that is written beside a setting; a whole number is a number, too."""
-    kinds = tuple(get_origin(kind) or kind for kind in get_args(hint) or (hint,))
+    kinds = tuple(get_origin(kind) or kind for kind in get_args(written) or (written,))
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) or (float in kinds and isinstance(value, int))

@@ -27,7 +27,7 @@ PARTS: dict[str, tuple[Callable[[LearningRule, Any], bool], str]] = {
     "state": (lambda rule, given: isinstance(given, Mapping) and all(map(_is_state, given.items())), "a dict of names and the numbers at rest"),
     "capabilities": (lambda rule, given: isinstance(given, Capabilities), "a snn_rules.Capabilities"),
     "training": (
-        lambda rule, given: isinstance(given, Training) and isinstance(given.options, Mapping) and _known(rule) >= given.options.keys(),
+        lambda rule, given: isinstance(given, Training) and isinstance(given.options, Mapping) and rule.meanings().keys() >= given.options.keys(),
         "a snn_rules.Training, whose options are a dict of the rule's own",
     ),
     "diagnostics": (lambda rule, given: isinstance(given, Mapping) and all(map(callable, given.values())), "a dict of names and functions"),
@@ -45,11 +45,6 @@ NUMBER = "a number, from T and what the sweeps and `between` left"
 
 def _is_state(item: tuple[Any, Any]) -> bool:
     return isinstance(item[0], str) and item[0].isidentifier() and isinstance(item[1], numbers.Real)
-
-
-def _known(rule: LearningRule) -> set[str]:
-    own = {field.name for field in dataclasses.fields(rule)}
-    return own | {alias for alias, name in rule.aliases.items() if name in own}
 
 
 def check_fields(rule: LearningRule) -> None:
@@ -70,7 +65,7 @@ def check_parts(rule: LearningRule) -> None:
             f"{rule.name}: its state has no 'v', the potential that node.v and store_v_seq read; give one of its states that name: "
             "state = {'v': 0.0, ...}"
         )
-    if taken := [name for name in rule.state if name in {"late", "y"} | _known(rule)]:
+    if taken := [name for name in rule.state if name in {"late", "y"} | rule.meanings().keys()]:
         raise RuleError(f"{rule.name}: its state {taken[0]!r} is the name of a parameter, or of a memory of every neuron's; give it another")
 
 

@@ -6,14 +6,13 @@ optimisers and SpikingJelly's cached list of modules to reset all stay right.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -25,7 +24,7 @@ from .keywords import misplaced
 from .neuron import RuleNode
 from .recurrent import RecurrentNode, RuleRecurrentContainer, check_recurrent
 from .registry import get_rule
-from .rule import LearningRule, RuleError
+from .rule import LearningRule, RuleError, hint
 
 _NEURONS = "spikingjelly.activation_based.neuron"
 _LIF = (neuron.LIFNode, neuron.OTTTLIFNode, neuron.SLTTLIFNode, spike_dhs.save_v_LIFNode)  # all fire as LIFNode does
@@ -43,8 +42,6 @@ Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
 class Site:
     """A neuron's place in a network, and the constants that SpikingJelly gave it there."""
 
-    path: str
-    kind: str  # the name of SpikingJelly's class
     tau_m: float
     v_threshold: float
     v_reset: float | None
@@ -60,6 +57,11 @@ class Site:
             "reset": "subtract" if self.v_reset is None else "zero",
             "decay_input": self.decay_input,
         }
+
+    def after(self, option: str, node: RuleNode) -> Site:
+        """The constants of that place, one of which has been set on the neuron since."""
+        name = {"reset": "v_reset"}.get(option, option)
+        return replace(self, **{name: getattr(node, name)}) if name in ("tau_m", "v_threshold", "v_reset", "decay_input", "detach_reset") else self
 
 
 STEPWISE = (  # what runs its neurons one step at a time, and what to use instead
@@ -180,7 +182,7 @@ def site_of(path: str, module: nn.Module) -> Site | None:
         raise RuleError(f"convert: {path!r} is a {kind.__name__}, which no rule can stand in for; use LIFNode, IFNode or ParametricLIFNode there")
     function = stock.surrogate_function
     surrogate = type(function).__name__, float(getattr(function, "alpha", math.nan))
-    return Site(path, kind.__name__, tau, stock.v_threshold, stock.v_reset, decay_input, stock.detach_reset, surrogate)
+    return Site(tau, stock.v_threshold, stock.v_reset, decay_input, stock.detach_reset, surrogate)
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -198,7 +200,8 @@ def _configured(path: str, module: nn.Module, wanted: LearningRule, given: froze
         raise RuleError(
             f"convert: {path!r} has v_reset=None (reset by subtraction), which rule {wanted.name!r} does not know; build it with v_reset=0.0"
         )
-    return site, wanted.adopt(site, given), site.v_reset
+    adopted = wanted.adopt(site, given)
+    return site, adopted, None if getattr(adopted, "reset", reset) == "subtract" else site.v_reset or 0.0
 
 
 def become_node(module: nn.Module, path: str, site: Site | None, rule: LearningRule, v_reset: float | None) -> None:
@@ -221,14 +224,14 @@ def _selected(every: Mapping[str, nn.Module], where: Where) -> dict[str, nn.Modu
         if not chosen:
             raise RuleError(f"convert: where={_shown(where)} selects none of the {len(every)} neurons: {_some(every)}")
         return chosen
-    patterns = [where] if isinstance(where, str) else list(where)
+    patterns = [where] if isinstance(where, str) else list(where) if isinstance(where, Iterable) else [where]
+    if wrong := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise RuleError(f"convert: where={where!r} holds {wrong[0]!r}; pass paths or patterns of neurons, or a function (path, neuron) -> bool")
     found: dict[str, nn.Module] = {}
     for pattern in patterns:
         hits = {path: module for path, module in every.items() if path == pattern or path.startswith(f"{pattern}.") or fnmatchcase(path, pattern)}
         if not hits:
-            near = difflib.get_close_matches(pattern, every, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise RuleError(f"convert: where={pattern!r} selects none of the {len(every)} neurons{hint}: {_some(every)}")
+            raise RuleError(f"convert: where={pattern!r} selects none of the {len(every)} neurons{hint(pattern, every)}: {_some(every)}")
         found |= hits
     if not found:
         raise RuleError("convert: where=[] selects no neuron; leave it out to convert all")
@@ -286,9 +289,7 @@ def _factory(name: str) -> Callable[..., nn.Module]:
         if name in own:
             return getattr(module, name)  # type: ignore[no-any-return]
         known += own
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise RuleError(f"build: SpikingJelly has no model factory {name!r}{hint}; pass one of {model.__name__}, by name or as an object")
+    raise RuleError(f"build: SpikingJelly has no model factory {name!r}{hint(name, known)}; pass one of {model.__name__}, by name or as an object")
 
 
 def _needs_neuron(make: Callable[..., nn.Module]) -> bool:

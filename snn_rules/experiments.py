@@ -89,6 +89,8 @@ def train(
         raise RuleError("train: --resume needs --out with the folder of the training to go on with")
     given = get_rule(name).resolve(task.recipe.options) if task.recipe else {}
     rule = configured(name, {**given, **get_rule(name).resolve(dict(map(option, options)))})
+    if task.download:
+        team.first(lambda: bool(task.data()))  # by one process; the others find it
     samples = task.data()
     config, where = task.config(rule, seed, samples), team.first(lambda: task.folder(folder, name, seed))
     about = {**task.about(rule), "rule": name, "options": asdict(rule), "cite": rule.cite, "config": asdict(config)}
@@ -160,10 +162,12 @@ def compare(task: Task, labels: Sequence[str], seeds: Sequence[int], folder: Pat
 
 
 def option(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, where the value may be a number, true or false, or a word."""
+    """KEY=VALUE, where the value may be a number, true or false, a word, or several of them with commas between."""
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise RuleError(f"option {text!r} should be KEY=VALUE, such as tau_m=5")
+    if "," in value:
+        return key, [option(f"{key}={part}")[1] for part in value.split(",") if part]
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
     for number in (int, float):

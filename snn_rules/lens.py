@@ -90,6 +90,8 @@ def compare_gradients(
     """
     stage = _network(net)
     lengths = _lengths(steps)
+    if isinstance(rules, str):
+        raise RuleError(f"compare_gradients: rules={rules!r} should be a list of them: [{rules!r}]")
     chosen = [_chosen(named) for named in rules]
     labels = tuple(label for label, _, _ in chosen)
     if not chosen or len(set(labels)) < len(labels):
@@ -240,8 +242,8 @@ def _layers(gradient: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 def _gram(gradients: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Tensor:
     """`[R, R]`: the inner products of the gradients of these parameters."""
-    rows = [torch.cat([gradient[name].double().flatten() for name in names]) for gradient in gradients]
-    return torch.stack([torch.stack([a @ b for b in rows]) for a in rows]).cpu()
+    rows = torch.stack([torch.cat([gradient[name].double().flatten() for name in names]) for gradient in gradients])
+    return (rows @ rows.T).cpu()
 
 
 def _norm(values: Mapping[str, Tensor]) -> float:

@@ -82,9 +82,9 @@ def stage(text: str, first: tuple[str, Mapping[str, Any]], samples: data.Data, s
     torch.manual_seed(seed)
     net = convert(network(text, get_rule(name, **options), samples.shape, samples.classes), "surrogate", decay_input=False)
     rule: LearningRule | None = None
-    for path, node in net.named_modules():
+    for node in net.modules():
         if isinstance(node, RuleNode):
-            node.site = Site(path, "LIFNode", tau_m=2.0, v_threshold=1.0, v_reset=0.0, decay_input=False)  # as `build` makes them
+            node.site = Site(tau_m=2.0, v_threshold=1.0, v_reset=0.0, decay_input=False)  # as `build` makes them
             rule = rule or get_rule(name, **options).adopt(node.site, frozenset(options))
     assert rule is not None
     for module in net.modules():  # anew: the weights that fit the rule's own constants may not fit these

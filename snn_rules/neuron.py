@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .contract import number
 from .kernels import ops
-from .kernels.autograd import Job, Report, run
+from .kernels.autograd import Job, Report, in_backward, run
 from .kernels.eager import DTYPES, Eager, State, state_dtype
 from .kernels.transforms import Layer
-from .keywords import configure, meanings
+from .keywords import configure
 from .registry import rules
 from .rule import LearningRule, RuleError
 
@@ -72,7 +72,7 @@ class RuleNode(neuron.BaseNode):
             if hasattr(self, name):
                 raise RuleError(f"{rule.name}: its state {name!r} is the name of something else of a neuron's; give it another")
             self.register_memory(name, rule.state.get(name, 0.0))
-        self._options.update(meanings(rule))
+        self._options.update(rule.meanings())
         for name in self._options:  # what is the rule's is not the neuron's: `__getattr__` finds it there
             self.__dict__.pop(name, None)
 
@@ -86,7 +86,8 @@ class RuleNode(neuron.BaseNode):
     @v_threshold.setter
     def v_threshold(self, value: float) -> None:
         if value != self.v_threshold:
-            self._change("v_threshold", value - self._shift)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            self._change("v_threshold", value - self._shift if self._shift and number else value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """The rule's parameters can be set as on a `LIFNode`: `node.tau = 5.0`."""
@@ -114,10 +115,12 @@ class RuleNode(neuron.BaseNode):
                 raise RuleError(f"{self._where()}: reset={value!r} comes too late; the neuron was made with v_reset={self.v_reset!r}: make another")
             self.__dict__["v_reset"] = None if value == "subtract" else 0.0
         self.__dict__.update(rule=rule, _key=ops.key(rule))
+        self.site = self.site and self.site.after(name, self)
 
     def extra_repr(self) -> str:
-        shown = [f"{f.name}={getattr(self.rule, f.name)!r}" for f in dataclasses.fields(self.rule) if getattr(self.rule, f.name) != f.default]
-        return ", ".join([f"rule={self.rule.name!r}", *shown, f"step_mode={self.step_mode!r}"])
+        shown = {f.name: getattr(self.rule, f.name) for f in dataclasses.fields(self.rule) if getattr(self.rule, f.name) != f.default}
+        shown |= {"v_threshold": self.v_threshold, "v_reset": self.v_reset} if self._shift else {}
+        return ", ".join([f"rule={self.rule.name!r}", *(f"{name}={value!r}" for name, value in shown.items()), f"step_mode={self.step_mode!r}"])
 
     def __getattr__(self, name: str) -> Any:
         rule = vars(self).get("rule")
@@ -136,7 +139,7 @@ class RuleNode(neuron.BaseNode):
             return Layer.apply(x_seq.to(state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
         given, report = dict(self._memories), self._report
         state = self._state(x_seq, given)
-        if _in_backward():
+        if in_backward():
             return self._again(x_seq, state, left=given["v"] is report.last)
         self._check(x_seq, "m", states=given)
         report.warm |= bool(state) and (x_seq.requires_grad or not torch.is_grad_enabled())  # a checkpoint may have run it
@@ -267,7 +270,7 @@ class RuleNode(neuron.BaseNode):
         if step_mode == "m" and x.shape[0] == 0:
             raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}, T = 0 time steps; pass at least one")
         learns = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
-        if not learns or step_mode == "s" or _in_backward():
+        if not learns or step_mode == "s" or in_backward():
             return
         if self._report.learns and states and any(isinstance(value, Tensor) for value in states.values()):
             raise RuleError(
@@ -293,8 +296,3 @@ def warn_zero_gradient(where: str, rule: str) -> None:
         f"(try larger weights, or a lower v_threshold), or the loss cannot teach {rule!r} (use rule.loss, which fits its code)",
         stacklevel=3,
     )
-
-
-def _in_backward() -> bool:
-    """A layer runs in a backward pass where it was checkpointed: it runs a second time, and its state has been counted."""
-    return torch._C._current_graph_task_id() != -1

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from .kernels.autograd import Job, run
+from .kernels.autograd import Job, in_backward, run
 from .kernels.eager import state_dtype
 from .kernels.transforms import refuse
-from .neuron import RuleNode, _in_backward
+from .neuron import RuleNode
 from .rule import LearningRule, RuleError
 
 
@@ -38,7 +38,7 @@ def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | 
     if torch._C._are_functorch_transforms_active():
         raise refuse(node._where(), "recurrent layers")
     given = dict(node._memories)
-    if _in_backward() and given["v"] is node._report.last:
+    if in_backward() and given["v"] is node._report.last:
         raise RuleError(
             f"{node._where()}: a checkpoint runs a recurrent layer again, from the state that it left; "
             f"use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
@@ -143,13 +143,17 @@ class RuleRecurrentContainer(layer.LinearRecurrentContainer):
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         node, width = self.sub_module, self.rc.in_features - self.sub_module_out_features
-        w_in, w_back, bias = self.rc.weight[:, :width], self.rc.weight[:, width:], self.rc.bias
+        w_in, w_back, bias = self.rc.weight[:, :width], self.wiring(), self.rc.bias
         x, x_weights = F.linear(x_seq, w_in, bias), None
         if type(node.rule).couple is not LearningRule.couple:  # the rule may want other gradients for weights than for errors
             x_weights = F.linear(x_seq.detach(), w_in, bias)
             x = F.linear(x_seq, w_in.detach(), None if bias is None else bias.detach())
         spikes, self.y = run_recurrent(node, x, w_back, self.y, x_weights)
         return spikes
+
+    def wiring(self) -> Tensor:
+        """The weights from the neuron of the column to that of the row."""
+        return self.rc.weight[:, -self.sub_module_out_features :]  # type: ignore[no-any-return]
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         node = self.sub_module

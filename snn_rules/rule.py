@@ -11,7 +11,7 @@ import difflib
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -30,6 +30,12 @@ class RuleError(RuntimeError):
 
 class MalformedRule(RuleError):
     """No executor can run the rule: where kernels refuse it, torch does, too."""
+
+
+def hint(given: str, known: Iterable[str]) -> str:
+    """What was probably meant, to go behind it in a message; nothing, if nothing is like it."""
+    near = difflib.get_close_matches(given, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 _warned: set[tuple[str, str]] = set()
@@ -169,18 +175,20 @@ class LearningRule:
     @classmethod
     def resolve(cls, options: Mapping[str, Any]) -> Values:
         """The options under their own names: aliases are translated, misspelt ones refused."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        resolved: Values = {}
+        known, resolved = cls.meanings(), dict[str, Any]()
         for given, value in options.items():
-            name = cls.aliases.get(given, given)
-            if name not in names:
-                near = difflib.get_close_matches(given, [*names, *(alias for alias, own in cls.aliases.items() if own in names)], n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise RuleError(f"{cls.name}: unknown option {given!r}{hint}; it takes {', '.join(names)}")
-            if name in resolved:
-                raise RuleError(f"{cls.name}: {name!r} is given twice, once under its alias; keep one")
-            resolved[name] = value
+            if given not in known:
+                raise RuleError(f"{cls.name}: unknown option {given!r}{hint(given, known)}; it takes {', '.join(dict.fromkeys(known.values()))}")
+            if known[given] in resolved:
+                raise RuleError(f"{cls.name}: {known[given]!r} is given twice, once under its alias; keep one")
+            resolved[known[given]] = value
         return resolved
+
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """Its parameters by their names and aliases: {"tau_m": "tau_m", "tau": "tau_m", ...}."""
+        own = {field.name: field.name for field in dataclasses.fields(cls)}
+        return own | {alias: name for alias, name in cls.aliases.items() if name in own} | own
 
     def replace(self, **options: Any) -> Self:
         """The same rule with other values for some of its parameters."""

@@ -55,6 +55,8 @@ class Trained:
 def load(folder: str | Path) -> Trained:
     """What `snn-rules train` wrote to `folder`, after its last epoch, on the CPU: `load("runs/digits-tssl-1").predict(x)`."""
     path = Path(folder) / "checkpoint.pt"
+    if not (path.exists() or checkpoint.previous(path).exists()):
+        raise RuleError(f"load: {str(path)!r} does not exist; pass a folder that snn-rules train has written")
     state = checkpoint.load(path)
     if "model" not in state:
         raise RuleError(f"load: {str(path)!r} does not say what its network was trained on; train --resume with one more epoch writes that")

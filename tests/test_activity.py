@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from spikingjelly.activation_based import layer, neuron
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 from torch import nn
 
-from snn_rules import get_rule
+from snn_rules import RecurrentNode, convert, get_rule
 from snn_rules.activity import watch
 from snn_rules.memory import peak_memory, reset_peak
 from snn_rules.network import network
@@ -26,6 +27,24 @@ def test_synaptic_operations() -> None:
         conv(torch.ones(1, 3, 2, 6, 6))
     activity.samples = 3
     assert activity.synops["conv1"] == 2 * 6 * 6 * 4 * 9
+
+
+@pytest.mark.parametrize("rule", ["surrogate", "tssl", "strsbp"])
+def test_a_converted_container_is_counted_as_the_recurrent_layer_that_it_is(rule: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(layer.LinearRecurrentContainer(neuron.LIFNode(v_threshold=0.3), 6, 6, bias=False, step_mode="m"))
+    container = convert(net, rule)[0]
+    same = nn.Sequential(nn.Linear(6, 6, bias=False), RecurrentNode(6, container.sub_module.rule))
+    same[0].weight, same[1].weight = (nn.Parameter(part.detach()) for part in container.rc.weight.split([6, 6], 1))
+    spikes, found = (torch.rand(8, 4, 6) < 0.7).float(), []
+    for each in (net, same):
+        with torch.no_grad(), watch(each, get_rule(rule)) as activity:
+            each(spikes)
+        activity.samples = 4
+        assert activity.mean > 0.02
+        found.append((activity.firing, activity.synops))
+    (firing, synops), (as_node, as_synapses) = found
+    assert firing == {"0": as_node["1"]} and synops == {"0.rc": as_synapses["0"], "0": as_synapses["1"]}
 
 
 def test_spikes_of_half_precision_are_counted_one_by_one() -> None:

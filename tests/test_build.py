@@ -102,7 +102,11 @@ def test_two_processes_with_an_empty_cache_at_once_and_a_third_after_them(tmp_pa
 
 def test_the_compiler_may_have_options(fresh, monkeypatch):
     monkeypatch.setenv("CXX", "env g++ -DANSWER=7")
-    assert build.build('extern "C" int answer() { return ANSWER; }').answer() == 7
+    answer = 'extern "C" int answer() { return ANSWER; }'
+    assert build.build(answer).answer() == 7
+    monkeypatch.setenv("CXX", "env g++ -DANSWER=8")
+    assert build.build(answer).answer() == 8  # no kernel of other options
+    monkeypatch.setenv("CXX", "env g++ -DANSWER=7")
     assert build.compiler()[1].startswith("g++ ")
 
 

@@ -189,9 +189,10 @@ def test_trainings_without_out_get_folders_of_their_own() -> None:
 
 
 def test_settings_without_an_option_of_their_own() -> None:
-    done("train", "--rule", "tssl", *FAST, "--setting", "augment=crop-flip", "--setting", "crop_padding=1", "--setting", "lr=1", "--out", "here")
+    settings = "augment=crop-flip", "crop_padding=1", "lr=1", "thresholds=0.5,1"
+    done("train", "--rule", "tssl", *FAST, *(word for setting in settings for word in ("--setting", setting)), "--out", "here")
     config = json.loads(Path("here/history.json").read_text())["config"]
-    assert (config["augment"], config["crop_padding"], config["lr"]) == ("crop-flip", 1, 1)
+    assert (config["augment"], config["crop_padding"], config["lr"], config["thresholds"]) == ("crop-flip", 1, 1, [0.5, 1])
     done("compare", "--rules", "tssl", *FAST, "--seeds", "0", "--setting", "weight_decay=0.5", "--out", "both")
     assert json.loads(Path("both/compare.json").read_text())["rules"]["tssl"]["config"]["weight_decay"] == 0.5
 
@@ -273,8 +274,9 @@ def test_debug_shows_the_traceback(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a=1", 1), ("a=-2.5", -2.5), ("a=1e-3", 1e-3), ("a=True", True), ("a=false", False), ("a=inf", float("inf")), ("a=>=", ">="), ("a=b=c", "b=c")],
-)
+    [("a=1", 1), ("a=-2.5", -2.5), ("a=1e-3", 1e-3), ("a=True", True), ("a=false", False), ("a=inf", float("inf")), ("a=>=", ">="), ("a=b=c", "b=c"),
+     ("a=5,2.5,x", [5, 2.5, "x"]), ("a=5,", [5])],
+)  # fmt: skip
 def test_values_of_options(text: str, value: object) -> None:
     assert option(text) == ("a", value) and type(option(text)[1]) is type(value)
 

@@ -104,7 +104,7 @@ def test_every_rule_takes_outputs_with_and_without_time(rule: str) -> None:
 
 
 @every_rule
-@pytest.mark.parametrize("steps", [0, -3, 2.0])
+@pytest.mark.parametrize("steps", [0, -3, 2.0, True])
 def test_no_time_steps(rule: str, steps: object) -> None:
     with pytest.raises(RuleError, match=rf"^encode: T={steps} should be a whole number of time steps, at least 1$"):
         snn_rules.get_rule(rule).encode(torch.rand(2, 3), steps)  # type: ignore[arg-type]
@@ -115,6 +115,11 @@ def test_no_time_steps(rule: str, steps: object) -> None:
 def test_an_output_and_a_target_that_do_not_fit(rule: str, shape: tuple[int, ...], target: list[int]) -> None:
     with pytest.raises(RuleError, match=r"^loss: the output has shape \[.*\] and the target \[.\]; pass \[T, N, C\] or \[N, C\] and class indices"):
         snn_rules.get_rule(rule).loss(torch.zeros(shape), torch.tensor(target))
+
+
+def test_spike_times_with_time() -> None:
+    with pytest.raises(RuleError, match=r"^loss: the spike times have shape \[5, 2, 3\]; pass \[N, C\], such as rule.times\(out\)$"):
+        coding.first_spike_loss(torch.zeros(5, 2, 3), torch.tensor([0, 1]))
 
 
 def test_an_unknown_reduction() -> None:

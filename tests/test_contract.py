@@ -111,3 +111,14 @@ def test_an_answer_of_adopt_and_of_diagnostics(registry: Registry) -> None:
         says = rf"^leaky: its diagnostics\['share'\] {what}; it should give a number, from T and what the sweeps and `between` left$"
         with pytest.raises(RuleError, match=says):
             node.share  # noqa: B018
+
+
+def test_diagnostics_may_be_a_property() -> None:
+    rule = leaky(diagnostics=property(lambda self: {"share": lambda sums: 0.25 * sums.T}))()
+    node = snn_rules.RuleNode(rule, step_mode="m")
+    x = torch.ones(4, 2, 3, requires_grad=True)
+    node(x).sum().backward()
+    assert node.share == 1.0
+    wrong = leaky(diagnostics=property(lambda self: {"share": 3}))
+    with pytest.raises(RuleError, match=r"^leaky: its diagnostics is {'share': 3}; it should be a dict of names and functions$"):
+        wrong()

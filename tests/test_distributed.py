@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import snn_rules
-from snn_rules import distributed
+from snn_rules import distributed, experiments
 from snn_rules.cli import app
 from snn_rules.distributed import ALONE, Team, team
 
@@ -142,6 +142,23 @@ def test_what_cannot_be_shared_is_refused(environment: dict[str, str], words: li
         monkeypatch.setenv(name, value)
     result = CliRunner().invoke(app, ["train", *WORDS, *words])
     assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1 and says in result.stderr
+
+
+def test_one_process_downloads_for_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    class Second(distributed.Alone):
+        def first(self, work: Any) -> Any:
+            asked.append(True)
+
+    def data(*_: Any) -> Any:
+        assert asked, "it did not wait for the first process"
+        raise snn_rules.RuleError("that is all")
+
+    monkeypatch.setattr("snn_rules.experiments.data.load", data)
+    task = experiments.Task("", "8-10", "mnist", tmp_path, download=True, limit_train=None, settings={})
+    with pytest.raises(snn_rules.RuleError, match="that is all"):
+        experiments.train(task, "tssl", [], 0, tmp_path, resume=False, team=Second())
 
 
 def test_compare_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

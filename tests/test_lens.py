@@ -205,6 +205,7 @@ def test_a_factory_recurrent_layers_and_progress() -> None:
     [
         ({"rules": []}, "rules none; name at least one"),
         ({"rules": ["tssl", "tssl"]}, "rules tssl, tssl; name at least one, and each once"),
+        ({"rules": "tssl"}, r"^compare_gradients: rules='tssl' should be a list of them: \['tssl'\]$"),
         ({"rules": ["tsl"]}, "unknown rule 'tsl'"),
         ({"target": torch.arange(3)}, r"x is \[7, 5\] and target \[3\]; pass samples"),
         ({"net": lambda: 3}, "the network is a int; pass a module"),

@@ -52,6 +52,20 @@ def test_a_whole_number_stays_whole(monkeypatch: pytest.MonkeyPatch, value: floa
         snn_rules.get_rule("ordered", order=value)
 
 
+def test_a_parameter_is_not_hidden_by_an_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snn_rules.registry._registry", registry := Registry())
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(LearningRule):
+        tau: float = parameter(2.0)  # LearningRule has the alias tau of tau_m
+        name = "own"
+
+    registry.register(Own)
+    assert snn_rules.get_rule("own", tau=3.0).tau == snn_rules.RuleNode("own", tau=3.0).tau == 3.0
+    with pytest.raises(RuleError, match=r"^own: unknown option 'tau_m' \(did you mean 'tau'\?\); it takes decay_input, tau$"):
+        snn_rules.get_rule("own", tau_m=3.0)
+
+
 @pytest.mark.parametrize("value", [np.float64(4), np.float32(4), np.int64(4), np.uint8(4)], ids=lambda value: type(value).__name__)
 def test_a_number_of_numpy_is_a_number(value: np.generic) -> None:
     rule = snn_rules.get_rule("tssl", tau_m=value)
@@ -103,3 +117,28 @@ def test_a_rule_without_a_potential_is_refused() -> None:
     with pytest.raises(RuleError, match=r"Toggle'> cannot be registered: toggle: its state has no 'v'"):
         snn_rules.register(Toggle)
     assert Chosen().state == {"v": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "v_reset", "reset"),
+    [({}, 0.0, "zero"), ({"reset": "subtract"}, None, "subtract"), ({"v_reset": None}, None, "subtract"), ({"v_reset": -0.5}, -0.5, "zero"),
+     ({"v_reset": None, "reset": "subtract"}, None, "subtract"), ({"v_reset": -0.5, "reset": "zero"}, -0.5, "zero")],
+)  # fmt: skip
+def test_two_names_of_the_reset(keywords: dict[str, object], v_reset: float | None, reset: str) -> None:
+    node = snn_rules.RuleNode("tssl", **keywords)
+    assert node.v_reset == v_reset and node.v_threshold == 1.0
+    assert node.rule.reset == reset and node.rule.v_threshold == 1.0 - (v_reset or 0.0)
+    assert f"v_reset={v_reset}" in repr(node) if v_reset else "v_reset" not in repr(node)
+
+
+@pytest.mark.parametrize(("v_reset", "reset"), [(None, "zero"), (-0.5, "subtract"), (0.0, "subtract")])
+def test_two_resets_that_contradict_each_other(v_reset: float | None, reset: str) -> None:
+    with pytest.raises(RuleError, match=rf"^tssl: v_reset={v_reset} and reset='{reset}' say two things; pass one of them$"):
+        snn_rules.RuleNode("tssl", v_reset=v_reset, reset=reset)
+
+
+@pytest.mark.parametrize("value", ["a", True, None])
+@pytest.mark.parametrize("v_reset", [0.0, -0.5])
+def test_a_threshold_that_is_no_number(value: object, v_reset: float) -> None:
+    with pytest.raises(RuleError, match=rf"^tssl: v_threshold={value!r} should be a number$"):
+        snn_rules.RuleNode("tssl", v_threshold=0.7, v_reset=v_reset).v_threshold = value

@@ -50,7 +50,7 @@ def test_recordings_are_binned_and_cut_as_in_the_training(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_a_network(tmp_path: Path) -> None:
-    with pytest.raises(RuleError, match=r"checkpoint .* does not exist"):
+    with pytest.raises(RuleError, match=r"^load: '.*checkpoint.pt' does not exist; pass a folder that snn-rules train has written$"):
         snn_rules.load(tmp_path)
     data, rule = replace(DIGITS.limit(40), test_x=DIGITS.test_x[:20], test_y=DIGITS.test_y[:20]), configured("tssl")
     fit(network("8-10", rule, data.shape, 10), rule, data, Config.of(rule, T=3, epochs=1), tmp_path)  # a network of one's own has no string

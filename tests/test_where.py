@@ -132,3 +132,9 @@ def test_initialize_sets_the_weights_of_its_own_neurons_for_their_thresholds(nam
     snn_rules.get_rule(name, v_threshold=0.5).initialize(net.block10)  # the first that is drawn
     snn_rules.get_rule(name, v_threshold=5.0).initialize(alike)
     assert torch.equal(net.head[0].weight, alike[0].weight)
+
+
+@pytest.mark.parametrize(("where", "what"), [(3, "3"), ([3], "3"), (["head", None], "None")])
+def test_where_of_another_kind_is_refused(where, what):
+    with pytest.raises(snn_rules.RuleError, match=rf"^convert: where=.* holds {what}; pass paths or patterns of neurons, or a function "):
+        snn_rules.convert(network(), "tssl", where=where)

@@ -141,3 +141,8 @@ class _Learn(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise RuleError(NO_JVP)
+
+
+def in_backward() -> bool:
+    """A layer runs in a backward pass where it was checkpointed: it runs a second time, and its state has been counted."""
+    return torch._C._current_graph_task_id() != -1

@@ -85,7 +85,7 @@ def build(source: str) -> ctypes.CDLL:
     """The shared object of `source`, compiled unless the cache has it. `NoCompiler` where neither works."""
     command, version = compiler()
     source = NUMBERS + source
-    key = hashlib.sha256("\n".join([source, version, *FLAGS, *added(), _machine()]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\n".join([source, command, version, *FLAGS, *added(), _machine()]).encode()).hexdigest()[:32]
     failed: list[Exception] = []
     for folder in (cache_dir, _temporary_dir):
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .graph import BOOLEAN, Node, order
+from .graph import BOOLEAN, Node, below, order
 
 FORMS = {
     "neg": "-{0}",
@@ -31,25 +31,12 @@ class Lines:
         self.known = dict(known or {})  # what each node is called, by its identity
         self._name, self._prefix = name, prefix
 
-    def __call__(self, root: Node) -> str:
-        for node in self._missing([root]):
-            self.known[id(node)] = self._one(node)
-        return self.known[id(root)]
-
-    def _missing(self, roots: Iterable[Node]) -> list[Node]:
-        """What the roots need beyond what is known: a known node hides what is below it."""
-        found: dict[int, Node] = {}
-
-        def visit(node: Node) -> None:
-            if id(node) in self.known or id(node) in found:
-                return
+    def __call__(self, node: Node) -> str:
+        if id(node) not in self.known:  # which hides what is below it
             for arg in node.args:
-                visit(arg)
-            found[id(node)] = node
-
-        for root in roots:
-            visit(root)
-        return list(found.values())
+                self(arg)
+            self.known[id(node)] = self._one(node)
+        return self.known[id(node)]
 
     def _one(self, node: Node) -> str:
         if node.op == "const":
@@ -88,20 +75,7 @@ def kind_of(pointer: str) -> str:
 
 def leaves(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[tuple[str, str]]:
     """The (kind, name) of the leaves below the roots, not looking below the nodes in `cut`."""
-    hidden, seen, found = {id(n) for n in cut}, set[int](), list[tuple[str, str]]()
-
-    def visit(node: Node) -> None:
-        if id(node) in hidden or id(node) in seen:
-            return
-        seen.add(id(node))
-        if node.op == "leaf" and node.value not in found:
-            found.append(node.value)
-        for arg in node.args:
-            visit(arg)
-
-    for root in roots:
-        visit(root)
-    return found
+    return [node.value for node in below(roots, cut) if node.op == "leaf"]
 
 
 def of_the_neuron(node: Node, kept: Iterable[Node]) -> bool:

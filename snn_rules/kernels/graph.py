@@ -184,3 +184,9 @@ def order(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[Node]:
     for root in roots:
         visit(root)
     return list(seen.values())
+
+
+def below(roots: Iterable[Node], cut: Iterable[Node] = ()) -> list[Node]:
+    """The same without the nodes in `cut`."""
+    hidden = {id(n) for n in cut}
+    return [node for node in order(roots, cut) if id(node) not in hidden]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..rule import LearningRule, MalformedRule, RuleError
 from .emit import leaves
-from .graph import BOOLEAN, Node, order
+from .graph import BOOLEAN, Node, below, order
 from .lower import lowered
 from .trace import Traced, Walk, trace
 
@@ -136,10 +136,10 @@ def _scratch(traced: Traced, roots: list[Node]) -> tuple[Node, ...]:
 
 def _fewest(roots: list[Node], values: list[Node]) -> tuple[Node, ...]:
     candidates = [n for n in {id(n): n for n in values}.values() if n.op not in ("const", "leaf")]
-    below = _below(roots)
-    chosen = [n for n in candidates if id(n) in below]
-    chosen += [n for n in _below(roots, chosen).values() if n.op == "leaf" and n.value[0] == "state"]
-    for node in sorted(chosen, key=lambda n: -len(_below([n]))):
+    reached = {id(n) for n in order(roots)}
+    chosen = [n for n in candidates if id(n) in reached]
+    chosen += [n for n in below(roots, chosen) if n.op == "leaf" and n.value[0] == "state"]
+    for node in sorted(chosen, key=lambda n: -len(order([n]))):
         rest = [n for n in chosen if n is not node]
         again = [leaf for leaf in leaves([node], rest) if leaf[0] in ("state", "step")]
         if not again or (again == [("step", "a")] and ("step", "a") in leaves(roots, chosen)):
@@ -148,22 +148,8 @@ def _fewest(roots: list[Node], values: list[Node]) -> tuple[Node, ...]:
     return tuple(n for n in chosen if id(n) in reached)
 
 
-def _below(roots: list[Node], cut: list[Node] | tuple[Node, ...] = ()) -> dict[int, Node]:
-    hidden, found = {id(n) for n in cut}, dict[int, Node]()
-
-    def visit(node: Node) -> None:
-        if id(node) not in found and id(node) not in hidden:
-            found[id(node)] = node
-            for arg in node.args:
-                visit(arg)
-
-    for root in roots:
-        visit(root)
-    return found
-
-
 @lru_cache(maxsize=256)
-def _diagnosed(rule: type[LearningRule]) -> frozenset[str]:
+def diagnosed(rule: LearningRule) -> frozenset[str]:
     """The values of each neuron that the rule's diagnostics read."""
     read = set[str]()
 
@@ -188,8 +174,3 @@ def _diagnosed(rule: type[LearningRule]) -> frozenset[str]:
     for diagnostic in rule.diagnostics.values():
         diagnostic(Values())
     return frozenset(read) - {"T"}
-
-
-def diagnosed(rule: LearningRule) -> frozenset[str]:
-    """The values of each neuron that the rule's diagnostics read."""
-    return _diagnosed(type(rule))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_rules import Capabilities, LearningRule, RuleError, Training, hookimpl, parameter, sweep
-from snn_rules.coding import first_spike_loss, latency, latency_times, spike_steps
+from snn_rules.coding import check_steps, first_spike_loss, latency, latency_times, spike_steps
 from snn_rules.ops import heaviside, maximum, where
 from snn_rules.rule import Values
 
@@ -167,8 +167,7 @@ class STDBP(LearningRule):
         floor = -1.0 if self.paper else self.floor
         if self.mode == "event":
             return latency_times(x, self.window, floor)
-        if not isinstance(T, int) or T < 1:
-            raise RuleError(f"encode: T={T!r} should be a whole number of time steps, at least 1")
+        check_steps(T)
         first = min(T, self.unit)
         return torch.cat([latency(x, first, floor), x.new_zeros(T - first, *x.shape)])
 
