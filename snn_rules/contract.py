@@ -40,6 +40,7 @@ HOOKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss": (lambda given: _is_tensor(given, 0), "a tensor of one number"),
     "predict": (lambda given: _is_tensor(given, 1), "a tensor [N] of class indices"),
 }
+OWN = {"x", "s", "g", "dx", "T", "scale"}  # what a sweep's `m` has from elsewhere
 NUMBER = "a number, from T and what the sweeps and `between` left"
 
 
@@ -48,8 +49,10 @@ def _is_state(item: tuple[Any, Any]) -> bool:
 
 
 def check_fields(rule: LearningRule) -> None:
-    """Each field of the dataclass knows its range."""
+    """Each field of the dataclass knows its range, and hides no part of a rule."""
     for field in dataclasses.fields(rule):
+        if field.name in {"rule", "site", "path"} or (hasattr(LearningRule, field.name) and field.name not in ("decay_input", "delay")):
+            raise RuleError(f"{rule.name}: its parameter {field.name!r} is the name of a part of every rule or neuron; give it another")
         if "choices" not in field.metadata:
             raise RuleError(f"{rule.name}: its field {field.name!r} should be made by snn_rules.parameter(DEFAULT, UNIT, HELP)")
 
@@ -65,8 +68,10 @@ def check_parts(rule: LearningRule) -> None:
             f"{rule.name}: its state has no 'v', the potential that node.v and store_v_seq read; give one of its states that name: "
             "state = {'v': 0.0, ...}"
         )
-    if taken := [name for name in rule.state if name in {"late", "y"} | rule.meanings().keys()]:
-        raise RuleError(f"{rule.name}: its state {taken[0]!r} is the name of a parameter, or of a memory of every neuron's; give it another")
+    if taken := [name for name in rule.state if name in {"late", "y"} | OWN | rule.meanings().keys()]:
+        raise RuleError(f"{rule.name}: its state {taken[0]!r} is the name of a parameter, of a memory of every neuron's, or of what sweeps read")
+    if rule.capabilities.single_step and rule.sweeps:
+        raise RuleError(f"{rule.name}: its capabilities say single_step=True, but its sweeps walk over whole trains; leave one of them out")
 
 
 def answering(name: str, hook: Any) -> Any:

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import Any
 
 from spikingjelly.activation_based import base, functional, layer, model, neuron
 from spikingjelly.activation_based.model import masnn, maxformer, ms_resnet, qkformer, snas_net, spike_dhs, spike_driven_transformer, spikformer
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .keywords import misplaced
 from .neuron import RuleNode
 from .recurrent import RecurrentNode, RuleRecurrentContainer, check_recurrent
 from .registry import get_rule
 from .rule import LearningRule, RuleError, hint
+from .site import Site, site_of
 
 _NEURONS = "spikingjelly.activation_based.neuron"
-_LIF = (neuron.LIFNode, neuron.OTTTLIFNode, neuron.SLTTLIFNode, spike_dhs.save_v_LIFNode)  # all fire as LIFNode does
 _OWN_NEURONS = (masnn, maxformer, ms_resnet, qkformer, spike_driven_transformer, spikformer)  # their spiking_neuron=None is the paper's
 _AVERAGED = (  # SpikingJelly's models that give the mean over time
     masnn.MASNN, maxformer.MaxFormer, ms_resnet.MSResNet, ms_resnet.MaxResNet, qkformer.QKFormer, spike_dhs.SpikeDHS,
@@ -36,32 +36,6 @@ _AVERAGED = (  # SpikingJelly's models that give the mean over time
 _MODULE_ATTRIBUTES = set(vars(nn.Module()))
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A neuron's place in a network, and the constants that SpikingJelly gave it there."""
-
-    tau_m: float
-    v_threshold: float
-    v_reset: float | None
-    decay_input: bool
-    detach_reset: bool = False
-    surrogate: tuple[str, float] = ("Sigmoid", 4.0)  # the class of its surrogate function, and that one's alpha
-
-    def options(self) -> dict[str, Any]:
-        """The constants as options of a rule; the potential is measured from `v_reset`."""
-        return {
-            "tau_m": self.tau_m,
-            "v_threshold": self.v_threshold - (self.v_reset or 0.0),
-            "reset": "subtract" if self.v_reset is None else "zero",
-            "decay_input": self.decay_input,
-        }
-
-    def after(self, option: str, node: RuleNode) -> Site:
-        """The constants of that place, one of which has been set on the neuron since."""
-        name = {"reset": "v_reset"}.get(option, option)
-        return replace(self, **{name: getattr(node, name)}) if name in ("tau_m", "v_threshold", "v_reset", "decay_input", "detach_reset") else self
 
 
 STEPWISE = (  # what runs its neurons one step at a time, and what to use instead
@@ -110,14 +84,17 @@ def convert(net: nn.Module, rule: str | LearningRule, *, where: Where | None = N
     rule and `loss` of the last one's, since that is whom the loss must teach.
     """
     if not isinstance(net, nn.Module):
-        raise RuleError(f"convert: {net!r} is no network; pass a module, or let snn_rules.build make one of SpikingJelly's models")
+        given = repr(net) if isinstance(net, str) else f"a {type(net).__name__}"
+        raise RuleError(f"convert: {given} is no network; pass a module, or let snn_rules.build make one of SpikingJelly's models")
     wanted = get_rule(rule, **options)
     given = wanted.given | {f.name for f in fields(wanted) if getattr(wanted, f.name) != f.default}
     every = {path: module for path, module in net.named_modules() if isinstance(module, RuleNode) or _is_neuron(module)}
     if not every:
         raise RuleError(f"convert: {type(net).__name__} holds no spiking neuron")
     sites = every if where is None else _selected(every, where)
-    unfused = [module for module in net.modules() if hasattr(module, "unfuse")]
+    unfused = {path: module for path, module in net.named_modules() if hasattr(module, "unfuse")}
+    if bound := [path for path, module in unfused.items() if parametrize.is_parametrized(module)]:
+        raise RuleError(f"convert: {bound[0]!r} was parametrized as what mode='event' has made of it; call remove_parametrizations of torch first")
     if len(sites) < len(every) and (unfused or wanted.capabilities.signal != "spikes"):
         left = next(path for path in every if path not in sites)
         raise RuleError(
@@ -132,17 +109,17 @@ def convert(net: nn.Module, rule: str | LearningRule, *, where: Where | None = N
     for path, module in sites.items():
         if isinstance(module, RecurrentNode):
             check_recurrent(configured[path][1], f"convert: {path!r}")
-    for module in unfused:
-        module.unfuse()  # type: ignore[operator]
+    for module in unfused.values():
+        module.unfuse()
     for path, module in sites.items():
         become_node(module, path, *configured[path])
     learned = {path: module.w for path, module in sites.items() if "w" in module._parameters and module.w.requires_grad}  # of ParametricLIFNodes
-    if learned:
-        warnings.warn(f"convert: the tau of {_some(learned)} stays as it is from now on, for rules learn weights", stacklevel=2)
     for weight in learned.values():
         weight.requires_grad_(False)
     for container in containers:
         container.__class__ = RuleRecurrentContainer
+    if learned:  # said last: it may be an error
+        warnings.warn(f"convert: the tau of {_some(learned)} stays as it is from now on, for rules learn weights", stacklevel=2)
     return net
 
 
@@ -152,37 +129,23 @@ def citation(net: nn.Module) -> str:
     return "\n".join(f"{name}: {cite}" for name, cite in sorted(papers.items()))
 
 
-def synapses(net: nn.Module, rule: LearningRule) -> Iterator[tuple[nn.Linear | nn.Conv2d, Any]]:
+def synapses(net: nn.Module, rule: LearningRule) -> Iterator[tuple[Any, Any]]:
     """The layers whose neurons learn by `rule`, each with the rule as its neurons have it: what `initialize` sets, and for which threshold.
 
     A layer belongs to the neuron after it; the last one, if it has none, to the neuron before.
     """
-    modules = [module for module in net.modules() if isinstance(module, (nn.Linear, nn.Conv2d, RuleNode))]
-    for place, module in enumerate(modules):
+    layers = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+    modules = [(path, module) for path, module in net.named_modules() if isinstance(module, (*layers, RuleNode))]
+    for place, (path, module) in enumerate(modules):
         if not isinstance(module, RuleNode):
-            nodes = [node.rule for node in [*modules[place:], *reversed(modules[:place])] if isinstance(node, RuleNode)]
+            if "weight" not in module._parameters:
+                raise RuleError(
+                    f"initialize: the weight of {path!r} is made of others (weight_norm, prune); initialize first, and add that afterwards"
+                )
+            nodes = [node.rule for _, node in [*modules[place:], *reversed(modules[:place])] if isinstance(node, RuleNode)]
             near = nodes[0] if nodes else rule
             if near.name == rule.name:
                 yield module, near
-
-
-def site_of(path: str, module: nn.Module) -> Site | None:
-    """What `convert` goes by; None for a neuron that was made as a `RuleNode` and has no constants of SpikingJelly's."""
-    if isinstance(module, RuleNode):
-        return module.site  # type: ignore[no-any-return]
-    stock: Any = module
-    kind = type(module)
-    if kind is neuron.IFNode:
-        tau, decay_input = math.inf, False
-    elif kind in _LIF:
-        tau, decay_input = float(stock.tau), stock.decay_input
-    elif kind is neuron.ParametricLIFNode:
-        tau, decay_input = 1.0 / float(stock.w.detach().sigmoid()), stock.decay_input
-    else:
-        raise RuleError(f"convert: {path!r} is a {kind.__name__}, which no rule can stand in for; use LIFNode, IFNode or ParametricLIFNode there")
-    function = stock.surrogate_function
-    surrogate = type(function).__name__, float(getattr(function, "alpha", math.nan))
-    return Site(tau, stock.v_threshold, stock.v_reset, decay_input, stock.detach_reset, surrogate)
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -197,10 +160,12 @@ def _configured(path: str, module: nn.Module, wanted: LearningRule, given: froze
         return None, wanted, None if getattr(wanted, "reset", "zero") == "subtract" else 0.0
     reset = "subtract" if site.v_reset is None else "zero"
     if reset not in wanted.capabilities.resets and "reset" not in given:
-        raise RuleError(
-            f"convert: {path!r} has v_reset=None (reset by subtraction), which rule {wanted.name!r} does not know; build it with v_reset=0.0"
-        )
-    adopted = wanted.adopt(site, given)
+        ways = ("None (reset by subtraction)", "0.0") if site.v_reset is None else (f"{site.v_reset} (reset to a value)", "None")
+        raise RuleError(f"convert: {path!r} has v_reset={ways[0]}, which rule {wanted.name!r} does not know; build it with v_reset={ways[1]}")
+    try:
+        adopted = wanted.adopt(site, given)
+    except RuleError as refusal:
+        raise RuleError(f"convert: {path!r}: {refusal}") from refusal
     return site, adopted, None if getattr(adopted, "reset", reset) == "subtract" else site.v_reset or 0.0
 
 
@@ -209,12 +174,17 @@ def become_node(module: nn.Module, path: str, site: Site | None, rule: LearningR
     step_mode, store_v_seq = module.step_mode, module.store_v_seq
     stock = RuleNode("surrogate") if isinstance(module, RuleNode) else type(module)()
     kept = {k: v for k, v in vars(module).items() if k in _MODULE_ATTRIBUTES or k not in vars(stock)}
+    rest = module.rule.state["v"] if isinstance(module, RuleNode) else getattr(module, "v_reset", None) or 0.0
+    raised: Any = vars(module)["_memories_rv"]["v"] - rest  # by `set_reset_value`
     kept["_modules"].pop("surrogate_function", None)
     if not isinstance(module, RuleNode):
         module.__class__ = RuleNode
     vars(module).clear()
     module._set_up(rule, v_reset, str(step_mode), bool(store_v_seq))  # type: ignore[operator]
     vars(module).update(kept, path=path, site=site)
+    if isinstance(raised, Tensor) or raised:
+        module.v = rule.state["v"] + raised
+        module.set_reset_value("v", module.v)  # type: ignore[operator]
 
 
 def _selected(every: Mapping[str, nn.Module], where: Where) -> dict[str, nn.Module]:
@@ -249,6 +219,8 @@ def _shown(where: Where | None) -> str:
 def _containers(net: nn.Module, rule: LearningRule, sites: Mapping[str, nn.Module]) -> list[nn.Module]:
     found = []
     for path, module in net.named_modules():
+        if isinstance(module, layer.GradwithTrace) and any(isinstance(site, neuron.OTTTLIFNode) for site in sites.values()):
+            raise RuleError(f"convert: {path!r} is a GradwithTrace, which reads the traces that an OTTTLIFNode sends; put the layer in its place")
         if not any(site.startswith(f"{path}." if path else "") for site in sites):
             continue
         inner = getattr(module, "sub_module", None)

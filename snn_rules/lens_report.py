@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from . import data, plot
 from .console import out, progress, table
-from .conversion import Site, convert
+from .conversion import convert
 from .experiments import Task, option, write_json
 from .lens import Lens, compare_gradients
 from .network import network
 from .neuron import RuleNode
 from .registry import get_rule
 from .rule import LearningRule, RuleError
+from .site import Site
 from .train import fit
 
 

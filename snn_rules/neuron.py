@@ -17,7 +17,7 @@ from .contract import number
 from .kernels import ops
 from .kernels.autograd import Job, Report, in_backward, run
 from .kernels.eager import DTYPES, Eager, State, state_dtype
-from .kernels.transforms import Layer
+from .kernels.transforms import Layer, refuse
 from .keywords import configure
 from .registry import rules
 from .rule import LearningRule, RuleError
@@ -66,12 +66,12 @@ class RuleNode(neuron.BaseNode):
         self.v_reset = v_reset
         self.path = ""  # where the neuron stands in its network, for messages; `convert` knows
         self.site: Any = None  # what `convert` found here
-        self._report = Report()
-        self._key = ops.key(rule)
+        self._report, self._key = Report(), ops.key(rule)
         for name in self._extra_memories():
             if hasattr(self, name):
                 raise RuleError(f"{rule.name}: its state {name!r} is the name of something else of a neuron's; give it another")
             self.register_memory(name, rule.state.get(name, 0.0))
+        self._memories["v"] = self._memories_rv["v"] = rule.state["v"]
         self._options.update(rule.meanings())
         for name in self._options:  # what is the rule's is not the neuron's: `__getattr__` finds it there
             self.__dict__.pop(name, None)
@@ -86,14 +86,13 @@ class RuleNode(neuron.BaseNode):
     @v_threshold.setter
     def v_threshold(self, value: float) -> None:
         if value != self.v_threshold:
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            self._change("v_threshold", value - self._shift if self._shift and number else value)
+            self._change("v_threshold", value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """The rule's parameters can be set as on a `LIFNode`: `node.tau = 5.0`."""
         options = vars(self).get("_options", {})  # empty while the neuron is being made
         meant = options.get(name, name)
-        if meant in options and meant != "v_threshold":  # which is a property
+        if meant in options:
             self._change(meant, value)
         elif options and name == "v_reset" and value != self.v_reset:
             raise RuleError(f"{self._where()}: v_reset={value!r} comes too late; the neuron was made with v_reset={self.v_reset!r}: make another")
@@ -107,7 +106,8 @@ class RuleNode(neuron.BaseNode):
             super().__setattr__(meant, value)
 
     def _change(self, name: str, value: Any) -> None:
-        rule = self.rule.replace(**{name: value})
+        shift = self._shift if name == "v_threshold" and isinstance(value, numbers.Real) and not isinstance(value, bool) else 0.0
+        rule = self.rule.replace(**{name: value - shift if shift else value})
         if rule.capabilities.signal != "spikes" or (set(rule.state), rule.delay) != (set(self.rule.state), self.rule.delay):
             raise RuleError(f"{self._where()}: {name}={value!r} makes another neuron of it; install the rule anew, by snn_rules.convert")
         if name == "reset" and value != vars(self.rule)["reset"]:
@@ -133,7 +133,7 @@ class RuleNode(neuron.BaseNode):
     # ---- forward -----------------------------------------------------------------------------------------------
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if torch.compiler.is_compiling():
+        if ops.traced():
             return self._compiled_forward(x_seq)
         if torch._C._are_functorch_transforms_active():
             return Layer.apply(x_seq.to(state_dtype(x_seq)), self.rule, *self._tensors(x_seq)).to(x_seq.dtype)  # type: ignore[no-any-return]
@@ -173,14 +173,16 @@ class RuleNode(neuron.BaseNode):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        x = inputs[0]
-        self._check(x, "s")
+        x, given = inputs[0], dict(zip(self._memories, states, strict=True))
+        if torch._C._are_functorch_transforms_active():
+            raise refuse(self._where(), "single steps")
+        self._check(x, "s", states=given)
         if x.requires_grad and torch.is_grad_enabled() and not self.rule.capabilities.single_step:
             raise RuleError(
                 f"{self._where()} is in step mode 's', but {self.rule.name!r} learns from the whole spike train: "
                 f"call functional.set_step_mode(net, 'm') and pass [T, N, *]"
             )
-        state = self._state(x, dict(zip(self._memories, states, strict=True)), "s")
+        state = self._state(x, given, "s")
         spikes, after, _, _ = _STEPWISE.forward(self.rule, x.to(state_dtype(x)).unsqueeze(0), state)
         self._check_finite(x, after)
         return (spikes[0].to(x.dtype),), tuple(after[name] for name in self._memories)
@@ -199,8 +201,7 @@ class RuleNode(neuron.BaseNode):
         if self.store_v_seq:
             raise RuleError(f"{self._where()}: store_v_seq=True records nothing inside torch.compile; set it to False, or leave the neuron out")
         spikes, *after = torch.ops.snn_rules.layer(x, self._tensors(x), self._key)
-        for name, value in zip(self._memories, after, strict=True):
-            self._memories[name] = value.detach()
+        self._memories.update((name, value.detach()) for name, value in zip(self._memories, after, strict=True))
         return spikes  # type: ignore[no-any-return]
 
     def _tensors(self, x: Tensor) -> list[Tensor]:
@@ -218,8 +219,7 @@ class RuleNode(neuron.BaseNode):
 
     def _state(self, x: Tensor, states: dict[str, Any], step_mode: str = "m") -> State:
         """The states for this input, without those that are at rest: their number as it was, or a tensor of another shape than the input's."""
-        start = self.rule.state
-        held = {name: value for name, value in states.items() if isinstance(value, Tensor) or value != start.get(name, 0.0)}
+        held = {name: value for name, value in states.items() if isinstance(value, Tensor) or value != self.rule.state.get(name, 0.0)}
         if held:
             shape, dtype = x.shape[1:] if step_mode == "m" else x.shape, state_dtype(x)
             fits = {name: (self.rule.delay, *shape) if name == "late" else shape for name in held}
@@ -261,8 +261,9 @@ class RuleNode(neuron.BaseNode):
         if not isinstance(x, Tensor) or x.dtype not in DTYPES:
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
-        if x.layout is not torch.strided:
-            raise RuleError(f"{self._where()}: the input has the layout {x.layout}; pass a dense tensor, x.to_dense()")
+        if x.layout is not torch.strided or x.is_nested:
+            given = "is nested" if x.is_nested else f"has the layout {x.layout}"
+            raise RuleError(f"{self._where()}: the input {given}; pass a dense tensor, x.to_{'padded_tensor(0.0)' if x.is_nested else 'dense()'}")
         if x.is_meta:
             raise RuleError(f"{self._where()}: the input is on device 'meta', which holds no values; move the network and the input to another")
         if step_mode == "m" and x.dim() < 2:
@@ -270,15 +271,16 @@ class RuleNode(neuron.BaseNode):
         if step_mode == "m" and x.shape[0] == 0:
             raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}, T = 0 time steps; pass at least one")
         learns = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
-        if not learns or step_mode == "s" or in_backward():
+        if not learns or in_backward():
             return
-        if self._report.learns and states and any(isinstance(value, Tensor) for value in states.values()):
+        held = [value for value in (states or {}).values() if isinstance(value, Tensor)]
+        if held and (self._report.learns or (step_mode == "m" and any(value.requires_grad for value in held))):
             raise RuleError(
                 f"{self._where()}: its state comes from a train that it learns from already, and {self.rule.name!r} learns from whole trains; "
                 f"call functional.reset_net(net) after each training step, or functional.detach_net(net) to go on with the train; "
                 f"let nothing cut a train, such as memopt's can_chunk, and have a neuron at one place of the network only"
             )
-        self._report.learns = True
+        self._report.learns |= step_mode == "m"
 
     def _check_finite(self, x: Tensor, state: State) -> None:
         """NaN and inf in the input stay in the state: looking at the last step finds them."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .kernels.autograd import Job, in_backward, run
 from .kernels.eager import state_dtype
+from .kernels.ops import traced
 from .kernels.transforms import refuse
 from .neuron import RuleNode
 from .rule import LearningRule, RuleError
@@ -37,6 +38,8 @@ def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | 
     dtype = state_dtype(x)
     if torch._C._are_functorch_transforms_active():
         raise refuse(node._where(), "recurrent layers")
+    if traced():
+        raise RuleError(f"{node._where()}: a recurrent layer has no values to run on while a graph is made of it; leave it out of the graph")
     given = dict(node._memories)
     if in_backward() and given["v"] is node._report.last:
         raise RuleError(

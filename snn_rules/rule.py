@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .conversion import Site
     from .kernels.cuda import Kernel
+    from .site import Site
 
 Values = dict[str, Any]
 
@@ -153,7 +153,7 @@ class LearningRule:
 
     def _checked(self, field: dataclasses.Field[Any], value: Any) -> Any:
         meta, default = field.metadata, field.default
-        what = f"{self.name}: {field.name}={value!r}"
+        what = f"{self.name}: {field.name}={' '.join(repr(value).split())}"
         if meta["choices"]:
             if value not in meta["choices"]:
                 raise RuleError(f"{what} is not one of {', '.join(map(repr, meta['choices']))}")

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import snn_rules
-from snn_rules import Capabilities, LearningRule, RuleError, Training, ops, parameter
+from snn_rules import Capabilities, LearningRule, RuleError, Training, ops, parameter, sweep
 from snn_rules.cli import app
 from snn_rules.registry import Registry
 
@@ -48,11 +48,22 @@ PARTS = {
         "its state is {'v': 0.0, 'two words': 0.0}; it should be a dict of names and the numbers",
     ),
     "state value": ({"state": {"v": None}}, "its state is {'v': None}; it should be a dict of names and the numbers at rest"),
-    "state parameter": ({"state": {"v": 0.0, "decay_input": 0.0}}, "its state 'decay_input' is the name of a parameter, or of a memory of every"),
+    "state parameter": ({"state": {"v": 0.0, "decay_input": 0.0}}, "its state 'decay_input' is the name of a parameter, of a memory of every"),
     **{
         f"state {name}": ({"state": {"v": 0.0, name: 0.0}}, f"its state '{name}' is the name of something else of a neuron's; give it another")
         for name in ("training", "rule", "path", "forward", "v_reset")
     },
+    **{
+        f"parameter {name}": (
+            {"__annotations__": {name: float}, name: parameter(2.0)},
+            f"its parameter '{name}' is the name of a part of every rule or neuron; give it another",
+        )
+        for name in ("gain", "loss", "window", "given", "replace", "rule", "sweeps", "cite")
+    },
+    "steps and sweeps": (
+        {"capabilities": Capabilities(single_step=True), "sweeps": (sweep(reverse=True)(lambda self, c, m: ({"dx": m.g}, {})),)},
+        "its capabilities say single_step=True, but its sweeps walk over whole trains; leave one of them out",
+    ),
     "field": ({"__annotations__": {"tau": float}, "tau": 2.0}, r"its field 'tau' should be made by snn_rules.parameter\(DEFAULT, UNIT, HELP\)"),
 }
 
@@ -101,7 +112,7 @@ def test_a_hook_that_fails_is_one_line_in_a_training(
 @pytest.mark.filterwarnings("ignore:.leaky. runs on torch tensors")
 def test_an_answer_of_adopt_and_of_diagnostics(registry: Registry) -> None:
     registry.register(leaky(adopt=lambda self, site, given: None, capabilities=Capabilities(resets=("zero",))))
-    with pytest.raises(RuleError, match=r"^leaky: its adopt gives None; it should give a rule$"):
+    with pytest.raises(RuleError, match=r"^convert: '.+': leaky: its adopt gives None; it should give a rule$"):
         snn_rules.build("spiking_resnet18", rule="leaky")
     for count, what in ((fails, "raises ValueError: two lines"), (lambda sums: None, "gives None")):
         registry.register(leaky(diagnostics={"share": count}))

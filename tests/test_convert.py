@@ -211,19 +211,3 @@ def test_what_runs_step_by_step_is_refused():
 def test_a_name_is_no_network():
     with pytest.raises(snn_rules.RuleError, match=r"^convert: 'spiking_resnet18' is no network; .* snn_rules.build make one"):
         snn_rules.convert("spiking_resnet18", "tssl")
-
-
-@pytest.mark.parametrize("v_reset", [0.0, -0.5])
-def test_constants_set_on_a_neuron_stay_with_the_next_rule(v_reset):
-    net = snn_rules.convert(nn.Sequential(neuron.LIFNode(tau=3.0, v_threshold=0.7, v_reset=v_reset, decay_input=False)), "tssl", tau_s=4.0)
-    net[0].v_threshold, net[0].tau, net[0].tau_s = 0.9, 5.0, 6.0
-    snn_rules.convert(net, "surrogate")
-    assert (net[0].tau_m, net[0].v_reset) == (5.0, v_reset) and [net[0].v_threshold, net[0].rule.v_threshold] == pytest.approx([0.9, 0.9 - v_reset])
-
-
-def test_a_reset_that_is_set_or_asked_for_decides_on_v_reset():
-    net = nn.Sequential(neuron.LIFNode(v_reset=-0.5, v_threshold=1.0), neuron.LIFNode(v_reset=None))
-    first = snn_rules.convert(net, "tssl", reset="subtract")
-    assert [(n.v_reset, n.rule.reset) for n in first] == [(None, "subtract")] * 2 and net[0].v_threshold == 1.5  # above rest
-    assert [(n.v_reset, n.rule.reset) for n in snn_rules.convert(net, "tssl", reset="zero")] == [(-0.5, "zero"), (0.0, "zero")]
-    assert [(n.v_reset, n.rule.reset) for n in snn_rules.convert(net, "surrogate")] == [(-0.5, "zero"), (None, "subtract")]

@@ -183,10 +183,10 @@ def test_diagnostics_are_ordinary_arithmetic() -> None:
     assert 0.0 < node.cold <= 1.0
 
 
-@pytest.mark.parametrize("taken", ["y", "late"])
+@pytest.mark.parametrize("taken", ["y", "late", "s", "x", "T", "scale"])
 def test_a_state_with_the_name_of_a_memory_is_refused(taken: str) -> None:
     rule = dataclass(frozen=True)(type("Rule", (Leaky,), {"state": {"v": 0.0, taken: 0.0}}))
-    with pytest.raises(RuleError, match=f"leaky: its state '{taken}' is the name of a parameter, or of a memory of every neuron's; give it another"):
+    with pytest.raises(RuleError, match=f"leaky: its state '{taken}' is the name of a parameter, of a memory of every neuron's, or of what"):
         rule()
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+import snn_rules
 from snn_rules.kernels import Compiled, Eager, executor
 from snn_rules.ops import exp, heaviside, spike, where
 from snn_rules.rule import LearningRule, MalformedRule, Values, sweep
@@ -131,3 +132,126 @@ def test_numbers_and_conditions_are_what_kernels_make_of_them(name: str, dtype: 
     torch.testing.assert_close((found, found_state["v"]), (spikes, state["v"]))
     torch.testing.assert_close(by_kernels.backward(rule, found_tape, g)[0], dx)
     assert found.any()
+
+
+def three(between: Any) -> LearningRule:
+    @dataclass(frozen=True)
+    class Three(LearningRule):
+        name: ClassVar[str] = "three"
+
+        def step(self, m: Any, x: Any) -> Any:
+            u = 0.5 * m.v + x
+            s = heaviside(u - 1.0)
+            return s, {"v": u * (1.0 - s)}, {"u": u}
+
+        @sweep(reverse=False, fired=0.0)
+        def first(self, c: Any, m: Any) -> Any:
+            return {}, {"fired": c.fired + m.s}
+
+        @sweep(reverse=False, pulled=0.0)
+        def second(self, c: Any, m: Any) -> Any:
+            return {}, {"pulled": c.pulled + m.g}
+
+        def between(self, sums: Any) -> Any:
+            return between(sums)
+
+        @sweep(reverse=True, dv=0.0)
+        def back(self, c: Any, m: Any) -> Any:
+            du = m.g / (1.0 + (m.u - 1.0) ** 2) + 0.5 * (1.0 - m.s) * c.dv + 0.1 * m.pulled
+            return {"dx": du}, {"dv": du}
+
+    return Three()
+
+
+def by(runner: Any, rule: LearningRule) -> torch.Tensor:
+    return runner.backward(rule, runner.forward(rule, 2 * X, {})[2], G)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_three_sweeps_are_scaled_once(in_torch: bool) -> None:
+    plain, scaled = three(lambda sums: {}), three(lambda sums: {"scale": torch.as_tensor(3.0) if in_torch else 3.0})
+    for runner in (Eager(), Compiled()):
+        torch.testing.assert_close(by(runner, scaled), 3 * by(runner, plain))
+    torch.testing.assert_close(by(Compiled(), plain), by(Eager(), plain))
+
+
+@pytest.mark.parametrize("in_torch", [False, True])
+@pytest.mark.parametrize("name", ["v", "u", "g", "s", "x"])
+def test_between_makes_no_name_that_is_taken(name: str, in_torch: bool) -> None:
+    rule = three(lambda sums: {name: torch.relu(sums.fired) if in_torch else 2.0 * sums.fired})
+    for runner in (Eager(), Compiled()):
+        with pytest.raises(MalformedRule, match=f"^rule 'three': its between makes '{name}', which sweeps have already; give it another name$"):
+            by(runner, rule)
+
+
+@pytest.mark.parametrize(
+    ("between", "says"),
+    [
+        (lambda sums: None, r"its between returns \(NoneType\); it should return a dict of values of each neuron: return {}"),
+        (lambda sums: {"scale": torch.relu(sums.fire)}, "its between reads 'fire'; it is given T, .*fired"),
+    ],
+    ids=["nothing", "a typo"],
+)
+def test_a_between_that_cannot_be(between: Any, says: str) -> None:
+    for runner in (Eager(), Compiled()):
+        with pytest.raises(MalformedRule, match=f"^rule 'three': {says}"):
+            by(runner, three(between))
+
+
+def test_a_sweep_before_the_last_puts_out_no_name_that_is_taken() -> None:
+    rule = type(three(lambda sums: {}))
+    wrong = dataclass(frozen=True)(type("Wrong", (rule,), {"sweeps": (sweep(reverse=False)(lambda self, c, m: ({"g": m.s}, {})), rule.sweeps[2])}))
+    for run in (lambda: by(Eager(), wrong()), lambda: executor(wrong(), X)):
+        with pytest.raises(MalformedRule, match=r"^rule 'three': its sweep '<lambda>' puts out 'g', which sweeps have; give it another name$"):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (rule_of(lambda m, x: (heaviside(x - m.u), {"v": x}, {})), "its step reads 'u'; it is given v"),
+        (rule_of(fine, lambda c, m: ({"dx": m.gg}, {"later": 0.0})), "its sweep 'back' reads 'gg'; it is given v, g, x, s"),
+        (rule_of(fine, lambda c, m: ({"dx": c.late}, {"later": 0.0})), "its sweep 'back' reads 'late'; it is given later"),
+    ],
+    ids=["step", "sweep", "carry"],
+)
+def test_a_name_that_nothing_has_made_is_said_on_torch_too(rule: LearningRule, says: str) -> None:
+    with pytest.raises(MalformedRule, match=f"^rule 'tested': {says}$"):
+        Eager().backward(rule, Eager().forward(rule, X, {})[2], G)
+
+
+def adding(m: Any, x: Any) -> Any:
+    x += m.v
+    return heaviside(x), {"v": x}, {}
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (adding, r"its step: a step or sweep has \+= or its like, which changes torch's tensors where they lie; write a = a \+ b"),
+        (
+            lambda m, x: (heaviside(x * ((x > 0.2) + (x > 0.6))), {"v": x}, {}),
+            r"has a condition in '\+', which torch refuses or takes for 'or'; write c",
+        ),
+        (
+            lambda m, x: (heaviside(x), {"v": 1.0 - (x > 0.5)}, {}),
+            r"has a condition in '-', which torch refuses or takes for 'or'; write c \* 1.0 in",
+        ),
+    ],
+    ids=["+=", "two conditions", "a condition taken off"],
+)
+def test_what_torch_and_kernels_read_in_two_ways_is_refused(step: Any, says: str) -> None:
+    with pytest.raises(MalformedRule, match=f"^rule 'tested': .*{says}"):
+        executor(rule_of(step), X)
+
+
+def test_factors_of_a_recurrent_layer_come_in_pairs() -> None:
+    rule = dataclass(frozen=True)(
+        type("One", (type(three(lambda sums: {})),), {"couple": lambda self, weight, dx, before, sums: 1.0 / (1.0 + sums.fired)})
+    )()
+    for forced in ("eager", ""):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("snn_rules.kernels.FORCED", forced)
+            out = snn_rules.RecurrentNode(4, rule)(torch.rand(5, 3, 4, requires_grad=True))
+            with pytest.raises(MalformedRule, match=r"^rule 'three': its couple returns \(Tensor\); it should return two tensors \[N, F\], "):
+                out.sum().backward()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class Eager:
     ) -> tuple[Tensor, State, Tape, Tensor | None]:
         """Spikes `[T, N, *]`, the state after the last step, the tape, and on `record` the potential at each step, `[T, N, *]`.
 
-        Where it `learns` not, no backward pass will follow: the tape may be empty.
+        Without `learns` no backward pass follows, and the tape may be empty.
 
         `x` is `[T, N, *]` in the dtype of the state. `state` holds the rule's states (one that is missing is at rest), and
         `late` (the inputs still on their way, `[delay, N, *]`) where the rule has a delay. With `weight[F, F]` the layer is recurrent: `weight`
@@ -69,7 +68,7 @@ class Eager:
         for x_t in arriving.unbind(0):
             if weight is not None:
                 x_t = x_t + F.linear(y, weight)  # type: ignore[arg-type]
-            s, rule_state, saved = form.stepped(rule, rule.step(SimpleNamespace(**rule_state), x_t))
+            s, rule_state, saved = form.stepped(rule, rule.step(form.Given(rule, "step", rule_state), x_t))
             s, rule_state = _number(s, x_t), {name: _number(value, x_t) for name, value in rule_state.items()}
             spikes.append(s)
             for name, value in saved.items():
@@ -107,7 +106,7 @@ class Eager:
             self.walk(rule, sweep, steps, neurons, feedback=weight if bptt else None)
         dx = torch.stack(steps["dx"])
         scaled, for_weights = dx, dx
-        coupled = rule.couple(weight, dx, s_before, SimpleNamespace(T=len(g), **neurons))
+        coupled = form.coupled(rule, rule.couple(weight, dx, s_before, form.Given(rule, "couple", {"T": len(g), **neurons})))
         if coupled is not None:
             scaled, for_weights = coupled[0] * dx, coupled[1] * dx
         d_weight = torch.einsum("t...i,t...j->ij", for_weights, s_before)
@@ -120,7 +119,7 @@ class Eager:
 
     def walk(self, rule: LearningRule, sweep: Sweep, steps: dict[str, list[Tensor]], neurons: State, feedback: Tensor | None = None) -> None:
         """Run one sweep; its outputs become values of each step, its final carries values of each neuron."""
-        T = len(steps["g"])
+        T, what = len(steps["g"]), f"sweep {sweep.name!r}"
         carry: Values = {name: torch.full_like(steps["s"][0], start) for name, start in sweep.carry.items()}
         outputs: dict[str, list[Any]] = {}
         after: Tensor | None = None  # dx one step later
@@ -128,7 +127,7 @@ class Eager:
             m = {**neurons, **{name: values[t] for name, values in steps.items()}}
             if feedback is not None and after is not None:
                 m["g"] = m["g"] + F.linear(after, feedback.T)
-            put, carry = form.swept(rule, sweep, sweep.body(rule, SimpleNamespace(**carry), SimpleNamespace(**m)))
+            put, carry = form.swept(rule, sweep, sweep.body(rule, form.Given(rule, what, carry), form.Given(rule, what, m)))
             put, carry = ({name: _number(value, m["g"]) for name, value in values.items()} for values in (put, carry))
             for name, value in put.items():
                 outputs.setdefault(name, [None] * T)[t] = value
@@ -136,7 +135,7 @@ class Eager:
         steps.update(outputs)
         neurons.update(carry)
         if sweep is not rule.sweeps[-1]:
-            neurons.update(rule.between(SimpleNamespace(T=T, **neurons)))
+            neurons.update(form.handed(rule, rule.between(form.Given(rule, "between", {"T": T, **neurons})), steps))
 
     @staticmethod
     def _input_gradient(rule: LearningRule, dx: list[Tensor]) -> Tensor:

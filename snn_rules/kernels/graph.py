@@ -22,7 +22,7 @@ class Node:
         self.graph, self.op, self.args, self.value = graph, op, args, value
 
     def __bool__(self) -> bool:
-        raise RuleError("a step or sweep branches on data (if, and, or, not, max()); write where(condition, a, b), & and |, minimum, maximum")
+        raise MalformedRule("a step or sweep branches on data (if, and, or, not, max()); write where(condition, a, b), & and |, minimum, maximum")
 
     def where(self, a: Any, b: Any) -> Node:
         return self.graph.node("where", self, a, b)
@@ -57,6 +57,10 @@ class Node:
         return self.graph.node("*", self, self) if isinstance(power, (int, float)) and power == 2 else NotImplemented
 
 
+def _in_place(a: Node, b: Any) -> Node:
+    raise MalformedRule("a step or sweep has += or its like, which changes torch's tensors where they lie; write a = a + b")
+
+
 def _operators() -> None:
     def make(op: str, swap: bool) -> Callable[[Node, Any], Node]:
         return (lambda a, b: a.graph.node(op, b, a)) if swap else (lambda a, b: a.graph.node(op, a, b))
@@ -64,6 +68,8 @@ def _operators() -> None:
     for name, op in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "and": "&", "or": "|"}.items():
         setattr(Node, f"__{name}__", make(op, False))
         setattr(Node, f"__r{name}__", make(op, True))
+    for name in ("add", "sub", "mul", "truediv", "and", "or"):
+        setattr(Node, f"__i{name}__", _in_place)
     for name, op in {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "eq": "==", "ne": "!="}.items():
         setattr(Node, f"__{name}__", make(op, False))
 
@@ -72,7 +78,7 @@ _operators()
 
 
 class Graph:
-    """Makes nodes; folds only what is exact for every float."""
+    """Makes nodes; folds only what is exact for every float, but perhaps for the sign of a zero."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Node] = {}
@@ -86,6 +92,8 @@ class Graph:
     def node(self, op: str, *given: Any) -> Node:
         if op == "where" and all(self._holds(a) for a in given[1:]) and not all(isinstance(a, bool) for a in given[1:]):
             return self.node("|", self.node("&", given[0], given[1]), self.node("&", self.node("not", given[0]), given[2]))
+        if (op == "-" and any(map(self._holds, given))) or (op == "+" and all(map(self._holds, given))):
+            raise MalformedRule(f"a step or sweep has a condition in {op!r}, which torch refuses or takes for 'or'; write c * 1.0 in the place of c")
         conditions = 1 if op == "where" else len(given) if op in ("&", "|", "not") else 0
         args = (*map(self.condition, given[:conditions]), *map(self.number, given[conditions:]))
         numbers = [a.value if a.op == "const" else None for a in args]

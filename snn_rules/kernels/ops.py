@@ -18,6 +18,15 @@ from ..registry import get_rule
 from ..rule import LearningRule, RuleError
 from .autograd import Job, Report, run
 
+_MODES = torch._C._TorchDispatchModeKey
+
+
+def traced() -> bool:
+    """A graph is being made, by `torch.compile`, `torch.jit.trace`, `make_fx` or a FakeTensorMode: tensors may hold no values."""
+    modes = torch._C._get_dispatch_mode
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or bool(modes(_MODES.PROXY) or modes(_MODES.FAKE))
+
+
 _known: dict[str, LearningRule] = {}
 
 

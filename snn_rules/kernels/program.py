@@ -93,7 +93,8 @@ def _program(rule: LearningRule, T: int | None, recurrent: bool) -> Program:
             continue
         between = traced.between[k - 1] if waiting else None
         handed = None if waiting or not stages else traced.between[k - 1]
-        stages.append(_stage(rule, traced, waiting, walk, between or {}, last, scaled=bool(stages) and handed is None, recurrent=recurrent))
+        scaled = bool(stages) and handed is None and "scale" not in (between or {})
+        stages.append(_stage(rule, traced, waiting, walk, between or {}, last, scaled, recurrent))
         waiting = None
     if stages[0].neurons:
         raise MalformedRule(f"rule {rule.name!r}: a sweep reads {list(stages[0].neurons)}, which neither the step nor an earlier sweep has made")

@@ -6,14 +6,13 @@ arrived, and the rule's own solve. The other rules are unfolded: the reverse swe
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..rule import LearningRule
-from . import steps
+from . import form, steps
 from .eager import State, Tape
 
 if TYPE_CHECKING:
@@ -54,14 +53,15 @@ def forward(
 @torch.no_grad()
 def backward(by: ByKernels, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
     """As `Eager.recurrent_backward`."""
-    run, kept, T = by.run or by.load(rule, g, recurrent=True), dict(zip(tape.about, tape.values, strict=True)), g.shape[0]
+    run, T = by.run or by.load(rule, g, recurrent=True), g.shape[0]
+    kept = {name: value.contiguous() for name, value in zip(tape.about, tape.values, strict=True)}
     after = {name: kept[f"f_{name}"] for name in rule.state}
     dx, scales = _longer(by, g, rule.delay), None
     arrived = dx[:T]  # the gradient of what arrives; that of what is sent is `delay` steps further on
     if run.program.coupled:
         held = [kept["a"], None, *(kept.get(f"in_{name}") for name in rule.state), None]
         neurons = by.walk_back(rule, run, g[0], held, g, arrived, kept.get("sent"))
-        scales = rule.couple(weight, arrived, kept["before"], SimpleNamespace(T=T, **{**after, **neurons}))
+        scales = form.coupled(rule, rule.couple(weight, arrived, kept["before"], form.Given(rule, "couple", {"T": T, **after, **neurons})))
     else:
         walk = run.program.stages[0].back
         assert walk is not None

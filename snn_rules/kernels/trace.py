@@ -52,20 +52,21 @@ def trace(rule: LearningRule, T: int | None = None) -> Traced:
     of_neuron: dict[str, Node] = {}
     for sweep in rule.sweeps:
         if traced.walks:
-            traced.between.append(_between(rule, T, graph, of_neuron))
+            traced.between.append(_between(rule, T, traced, of_neuron))
             of_neuron = {**of_neuron, **traced.between[-1]} if traced.between[-1] is not None else {}
         traced.walks.append(_walk(rule, sweep, traced, of_neuron))
         of_neuron |= {name: graph.leaf("total", name) for name in sweep.carry}
     return traced
 
 
-def _between(rule: LearningRule, T: int | None, graph: Graph, of_neuron: dict[str, Node]) -> dict[str, Node] | None:
+def _between(rule: LearningRule, T: int | None, traced: Traced, of_neuron: dict[str, Node]) -> dict[str, Node] | None:
     sums = Leaves(lambda name: of_neuron[name])
     sums.T = T
     try:
-        return _lifted(graph, rule.between(sums))
+        made = _lifted(traced.graph, rule.between(sums))
     except Exception:  # torch's own functions: it runs on tensors
         return None
+    return form.handed(rule, made, traced.saved)
 
 
 def _walk(rule: LearningRule, sweep: Sweep, traced: Traced, of_neuron: dict[str, Node]) -> Walk:
@@ -84,6 +85,8 @@ def _walk(rule: LearningRule, sweep: Sweep, traced: Traced, of_neuron: dict[str,
 def _run(rule: LearningRule, what: str, text: Callable[[], Any]) -> Any:
     try:
         return text()
+    except MalformedRule as refusal:
+        raise MalformedRule(f"rule {rule.name!r}: its {what}: {refusal}") from None
     except RuleError:
         raise
     except Exception as cause:  # of Python, of torch or of the rule: on tensors the text may run

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..rule import LearningRule, RuleError
-from . import recurrent
+from . import form, recurrent
 from .eager import Eager, State, Tape, state_dtype
 from .program import Program
 
@@ -68,7 +67,7 @@ class ByKernels(Eager):
     def backward(self, rule: LearningRule, tape: Tape, g: Tensor) -> tuple[Tensor, State]:
         dx = self.memory(g)(g := g.resolve_neg().contiguous())
         run, row = tape.about
-        return dx, self.walk_back(rule, run, row, tape.values, g, dx)
+        return dx, self.walk_back(rule, run, row, [value if value is None else value.contiguous() for value in tape.values], g, dx)
 
     def recurrent_backward(self, rule: LearningRule, tape: Tape, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
         return recurrent.backward(self, rule, tape, g.resolve_neg().contiguous(), weight)
@@ -85,7 +84,7 @@ class ByKernels(Eager):
             run(k, [*held, sent, g, dx, *given, *left.values()], T, M)
             neurons |= left
             if k < len(stages):
-                neurons |= rule.between(SimpleNamespace(T=T, **neurons))
+                neurons |= form.handed(rule, rule.between(form.Given(rule, "between", {"T": T, **neurons})), run.program.traced.saved)
                 if missing := [name for name in stages[k].neurons if name not in neurons]:
                     raise RuleError(f"rule {rule.name!r}: a sweep reads {missing}, which neither an earlier one nor `between` has made")
                 names = (*stages[k].neurons, "scale")

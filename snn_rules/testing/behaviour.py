@@ -149,9 +149,10 @@ def extreme_inputs_stay_finite(case: Case) -> None:
 # ---- in a network ----------------------------------------------------------------------------------------------------
 
 
-def _stock() -> nn.Sequential:
+def _stock(case: Case) -> nn.Sequential:
     torch.manual_seed(0)
-    net = nn.Sequential(layer.Linear(6, 8), neuron.LIFNode(tau=3.0), layer.BatchNorm1d(8), neuron.IFNode(v_threshold=0.7), layer.Linear(8, 4))
+    first, second = neuron.LIFNode(tau=3.0, v_reset=case.v_reset), neuron.IFNode(v_threshold=0.7, v_reset=case.v_reset)
+    net = nn.Sequential(layer.Linear(6, 8), first, layer.BatchNorm1d(8), second, layer.Linear(8, 4))
     functional.set_step_mode(net, "m")
     return net.eval()
 
@@ -159,7 +160,7 @@ def _stock() -> nn.Sequential:
 @check
 def conversion_keeps_the_network(case: Case) -> None:
     """Optimisers and checkpoints hold on to parameters and keys: convert leaves both alone, and the forward pass deterministic."""
-    net, x = _stock(), torch.rand(12, 3, 6)
+    net, x = _stock(case), torch.rand(12, 3, 6)
     kept, keys = {name: id(p) for name, p in net.named_parameters()}, list(net.state_dict())
     values = {name: value.clone() for name, value in net.state_dict().items()}
     convert(net, case.rule)
@@ -182,10 +183,11 @@ def conversion_keeps_the_network(case: Case) -> None:
 def unsupported_layers_are_refused(case: Case) -> None:
     """What a rule cannot stand in for is refused by its path, before anything has changed: never trained by something else."""
     cases: dict[str, nn.Module] = {"QIFNode": neuron.QIFNode(step_mode="m")}
-    if "subtract" not in case.rule.capabilities.resets:
-        cases["v_reset=None"] = neuron.LIFNode(v_reset=None, step_mode="m")
+    for reset, v_reset in (("subtract", None), ("zero", 0.0)):
+        if reset not in case.rule.capabilities.resets:
+            cases[f"v_reset={v_reset}"] = neuron.LIFNode(v_reset=v_reset, step_mode="m")
     for what, odd in cases.items():
-        net = nn.Sequential(layer.Linear(4, 4), neuron.LIFNode(), odd)
+        net = nn.Sequential(layer.Linear(4, 4), neuron.LIFNode(v_reset=case.v_reset), odd)
         try:
             convert(net, case.rule)
         except RuleError as refusal:

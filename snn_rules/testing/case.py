@@ -82,6 +82,11 @@ class Case:
     rule: LearningRule
     given: Reference | None = None  # the reference handed over
 
+    @property
+    def v_reset(self) -> float | None:
+        """Of SpikingJelly's neurons that the rule stands in for."""
+        return 0.0 if "zero" in self.rule.capabilities.resets else None
+
     def node(self) -> RuleNode:
         """A new neuron that learns by the rule."""
         return RuleNode(self.rule, step_mode="m")

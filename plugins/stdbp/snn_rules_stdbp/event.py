@@ -175,7 +175,8 @@ def fuse(net: nn.Module, rules: Mapping[str, STDBP]) -> None:
 
 def _become(rule: STDBP, path: str, module: nn.Module, fused: type[nn.Module]) -> None:
     if fused is FusedNode:
-        from snn_rules.conversion import become_node, site_of
+        from snn_rules.conversion import become_node
+        from snn_rules.site import site_of
 
         become_node(module, path, site_of(path, module), rule, 0.0)
         module.__class__ = FusedNode
@@ -186,6 +187,15 @@ def _become(rule: STDBP, path: str, module: nn.Module, fused: type[nn.Module]) -
 
 
 def _check_synapse(path: str, module: nn.Module) -> None:
+    if not isinstance(module, _Fused) and type(module).forward not in (
+        nn.Linear.forward,
+        nn.Conv2d.forward,
+        layer.Linear.forward,
+        layer.Conv2d.forward,
+    ):
+        raise RuleError(_refusal(path, module, "computes in a way of its own, which mode='event' would not; use Linear, Conv2d, or mode='clock'"))
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        raise RuleError(_refusal(path, module, "has no weight yet; run the network once first"))
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros"):
         raise RuleError(_refusal(path, module, "has groups or a padding that mode='event' does not know; use groups=1 and a number of zeros"))
 

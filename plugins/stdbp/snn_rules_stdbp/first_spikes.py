@@ -81,7 +81,6 @@ class Compiled:
         return out, slope
 
     def backward(self, rule: STDBP, times: Tensor, weight: Tensor, out: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        times, weight = times.contiguous(), weight.contiguous()
         neurons = times.new_empty(len(times), 2, self._padded(weight))
         d_times, d_weight = torch.empty_like(times), torch.empty_like(weight)
         self._run(self._backward, times, weight, out, slope, g.contiguous(), neurons, d_times, d_weight)
@@ -115,7 +114,7 @@ class Launched:
         return out, slope
 
     def backward(self, rule: STDBP, times: Tensor, weight: Tensor, out: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        times, weight, pull = times.contiguous(), weight.contiguous(), torch.empty_like(out)
+        pull = torch.empty_like(out)
         self._launch(1, {"time": out, "s_slope": slope, "g": g.contiguous(), "pull": pull}, times, weight, out.numel())
         given = {"times": times, "weight": weight, "time": out, "pull": pull}
         each = max(-(-len(times) * max(weight.numel(), 1) // THREADS), SAMPLES)  # samples a thread
@@ -169,7 +168,7 @@ class _FirstSpikes(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        times, weight, out, slope = ctx.saved_tensors
+        times, weight, out, slope = (saved.contiguous() for saved in ctx.saved_tensors)  # hooks may have given it other strides
         d_times, d_weight = executor(ctx.rule, times, weight).backward(ctx.rule, times, weight, out, slope, grads[0])
         ctx.passed(grads[0], d_weight)
         return d_times, d_weight, None, None

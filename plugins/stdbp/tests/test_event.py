@@ -9,6 +9,7 @@ from snn_rules_stdbp import reference
 from snn_rules_stdbp.event import FirstSpikeConv2d, FirstSpikeLinear, _FirstSpikes
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import snn_rules
 
@@ -192,6 +193,15 @@ def test_pooling_takes_the_earliest_and_dropout_silences():
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), neuron.LIFNode()), r"'0' \(Conv2d\) has groups or a padding"),
         (nn.Sequential(layer.LinearRecurrentContainer(neuron.LIFNode(), 3, 3)), r"'0' \(LinearRecurrentContainer\) is recurrent"),
         (nn.Sequential(nn.Linear(4, 3), snn_rules.RecurrentNode(3, "tssl")), r"'1' \(RecurrentNode\) is recurrent"),
+        (
+            nn.Sequential(layer.WSConv2d(1, 4, 3), neuron.LIFNode()),
+            r"'0' \(WSConv2d\) computes in a way of its own, which mode",
+        ),
+        (
+            nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), neuron.LIFNode()),
+            r"'0.parametrizations.weight.0' \(_WeightNorm\) has no",
+        ),
+        (nn.Sequential(nn.LazyLinear(3), neuron.LIFNode()), r"'0' \(LazyLinear\) has no weight yet; run the network once first"),
         (nn.Sequential(nn.Sequential(nn.Linear(4, 3), neuron.LIFNode()), nn.Tanh()), r"'1' \(Tanh\) has no meaning for spike times"),
     ],
 )
@@ -200,6 +210,28 @@ def test_refusals_name_the_layer_and_change_nothing(net, message):
     with pytest.raises(snn_rules.RuleError, match=message):
         snn_rules.convert(net, "stdbp", mode="event")
     assert [type(m) for m in net.modules()] == classes
+
+
+def test_a_layer_that_was_parametrized_since_does_not_go_back():
+    net = snn_rules.convert(nn.Sequential(nn.Linear(4, 3), neuron.IFNode()), "stdbp", mode="event")
+    parametrizations.weight_norm(net[0])
+    with pytest.raises(snn_rules.RuleError, match=r"^convert: '0' was parametrized as what mode='event' has made of it; call remove"):
+        snn_rules.convert(net, "surrogate")
+    parametrize.remove_parametrizations(net[0], "weight")
+    assert type(snn_rules.convert(net, "surrogate")[0]) is nn.Linear
+
+
+def test_hooks_may_give_saved_tensors_other_strides():
+    net = snn_rules.convert(nn.Sequential(nn.Linear(6, 5), neuron.IFNode()), "stdbp", mode="event", revive=1.0)
+    RULE.initialize(net)
+    found, times = [], torch.rand(7, 6)
+    turned = lambda t: t.transpose(0, -1).contiguous().transpose(0, -1)  # noqa: E731
+    for back in (torch.clone, turned):
+        leaf = times.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, back):
+            net(leaf).sum().backward()
+        found.append(leaf.grad)
+    assert found[0].any() and torch.equal(*found)
 
 
 def test_values_whose_sum_is_not_finite_are_good_ones():
