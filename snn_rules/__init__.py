@@ -19,6 +19,7 @@ _PUBLIC = {
     "RuleError": "rule",
     "RuleInfo": "registry",
     "RuleNode": "neuron",
+    "Site": "site",
     "Trained": "trained",
     "Training": "rule",
     "build": "conversion",
@@ -47,6 +48,7 @@ __all__ = [
     "RuleError",
     "RuleInfo",
     "RuleNode",
+    "Site",
     "Trained",
     "Training",
     "build",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from .registry import RuleInfo, get_rule, register, rules
     from .reservoir import Reservoir
     from .rule import Capabilities, LearningRule, RuleError, Training, parameter, sweep
+    from .site import Site
     from .stock import plain
     from .trained import Trained, load
 
