@@ -46,8 +46,6 @@ def main() -> None:
     counts, each = spsp.mean_spsp(TAU_M, TAU_S, T, T_REF)  # what the rule fits, for one presynaptic spike
     cubic = Polynomial.fit(counts, each, 3)
     papers = Polynomial.fit(COUNTS, e[:, HELD - 1] / HELD, 3)
-    line = float((e[HELD - 1] @ COUNTS) / (COUNTS @ COUNTS))
-    square = (e[:, HELD - 1] * COUNTS).sum() / (COUNTS**2).sum()
     of_rule = COUNTS[None, :] * cubic(COUNTS)[:, None]
     write_json(
         RESULTS,
@@ -55,15 +53,15 @@ def main() -> None:
             "command": "python benchmarks/spsp.py",
             "versions": versions(get_rule("strsbp")),
             **{"tau_m": TAU_M, "tau_s": TAU_S, "T": T, "t_ref": T_REF, "trains": spsp.TRAINS},
-            "B: departure from a line through 0, percent": percent(e[HELD - 1] - line * COUNTS, e[HELD - 1]),
-            "C: departure from a line through 0, percent": percent(e[:, HELD - 1] - square * COUNTS, e[:, HELD - 1]),
+            "B: departure from a line through 0, percent": percent(e[HELD - 1] - through_zero(e[HELD - 1]) * COUNTS, e[HELD - 1]),
+            "C: departure from a line through 0, percent": percent(e[:, HELD - 1] - through_zero(e[:, HELD - 1]) * COUNTS, e[:, HELD - 1]),
             "A: departure from o_j r(o_i), percent": percent(e - of_rule, e),
             "C: departure of the cubic over 1 to 50, percent": percent(e[:, HELD - 1] - HELD * papers(COUNTS), e[:, HELD - 1]),
             "C: departure of the rule's cubic, percent": percent(e[:, HELD - 1] - HELD * cubic(COUNTS), e[:, HELD - 1]),
             "the rule's cubic is over counts up to": int(counts[-1]),
             "slope in o_i per presynaptic spike, at o_i": {
                 str(o): {
-                    "measured": round(float((e[o + 1] - e[o - 3]) @ COUNTS / (COUNTS @ COUNTS)) / 4, 4),  # between the counts o - 2 and o + 2
+                    "measured": round(through_zero(e[o + 1] - e[o - 3]) / 4, 4),  # between the counts o - 2 and o + 2
                     "cubic over 1 to 50": round(float(papers.deriv()(o)), 4),
                     "rule": round(float(spsp.slope(o, TAU_M, TAU_S, T, T_REF)), 4),
                 }
@@ -78,7 +76,7 @@ def main() -> None:
             },
         },
     )
-    draw(e, line, cubic, papers, int(counts[-1]))
+    draw(e, through_zero(e[HELD - 1]), cubic, papers, int(counts[-1]))
 
 
 def measured(o: int, steps: int) -> float:
@@ -87,6 +85,11 @@ def measured(o: int, steps: int) -> float:
     generator = np.random.default_rng(2)
     ends = [np.mean([spsp._h(spsp._trains(generator, count, steps, T_REF), TAU_M, TAU_S, T_REF).mean() for _ in range(20)]) for count in (low, high)]
     return round(float(ends[1] - ends[0]) / (high - low), 4)
+
+
+def through_zero(values: np.ndarray) -> float:
+    """The slope of the line through 0 that is nearest to values at the counts."""
+    return float(values @ COUNTS / (COUNTS @ COUNTS))
 
 
 def percent(error: np.ndarray, of: np.ndarray) -> float:

@@ -55,6 +55,12 @@ def check_fields(rule: LearningRule) -> None:
             raise RuleError(f"{rule.name}: its parameter {field.name!r} is the name of a part of every rule or neuron; give it another")
         if "choices" not in field.metadata:
             raise RuleError(f"{rule.name}: its field {field.name!r} should be made by snn_rules.parameter(DEFAULT, UNIT, HELP)")
+        choices = field.metadata["choices"]
+        if isinstance(choices, str) or not (choices or isinstance(field.default, numbers.Real)):
+            what = f"choices={choices!r}" if choices else f"the default {field.default!r}"
+            raise RuleError(
+                f"{rule.name}: its parameter {field.name!r} has {what}; pass choices=({field.default!r}, ...), or a number as the default"
+            )
 
 
 def check_parts(rule: LearningRule) -> None:

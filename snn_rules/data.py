@@ -24,7 +24,7 @@ FOLDERS = {  # beneath the data root: torchvision's, a plain one, the root itsel
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-# what a data set wants of a training, before the rule's own settings, which are for 60,000 samples
+# what a data set wants of a training, in preference to the rule's own settings, which are for 60,000 samples
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "lr": 3e-3, "epochs": 20}}
 
 

@@ -218,7 +218,7 @@ class RuleNode(neuron.BaseNode):
         return tuple(state.get(name, self.rule.state.get(name, 0.0)) for name in self._memories)
 
     def _state(self, x: Tensor, states: dict[str, Any], step_mode: str = "m") -> State:
-        """The states for this input, without those that are at rest: their number as it was, or a tensor of another shape than the input's."""
+        """The states that this train goes on from. Left out, and so at rest: a number that is the start value, a tensor whose shape does not fit."""
         held = {name: value for name, value in states.items() if isinstance(value, Tensor) or value != self.rule.state.get(name, 0.0)}
         if held:
             shape, dtype = x.shape[1:] if step_mode == "m" else x.shape, state_dtype(x)

@@ -36,12 +36,13 @@ RootOption = Annotated[
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="Let torchvision or tonic fetch what is missing into the data root; otherwise nothing is downloaded.")
 ]
-EpochsOption = Annotated[int | None, typer.Option(help="Walks over the training set. Default: 10, and 20 for digits.")]
+EpochsOption = Annotated[int | None, typer.Option(help="Walks over the training set. Default: the recipe's, or 10, and 20 for digits.")]
 StepsOption = Annotated[
-    int | None, typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the rule's own; for recordings, all of theirs.")
+    int | None,
+    typer.Option("--T", help="Time steps a sample (ST-RSBP: ms). Default: the recipe's, or the rule's own; for recordings, all of theirs."),
 ]
-RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW, no weight decay. Default: the rule's own; 0.003 for digits.")]
-BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the rule's own; 32 for digits.")]
+RateOption = Annotated[float | None, typer.Option("--lr", help="Learning rate. Default: the recipe's, or the rule's own; 0.003 for digits.")]
+BatchOption = Annotated[int | None, typer.Option(help="Samples a training step. Default: the recipe's, or the rule's own; 32 for digits.")]
 ScheduleOption = Annotated[str, typer.Option(help="Learning rate over epochs: constant, sqrt (lr / sqrt(epoch)) or cosine (down to 0).")]
 SettingOption = Annotated[
     list[str] | None,

@@ -23,7 +23,9 @@ def check_recurrent(rule: LearningRule, where: str) -> None:
     if not bptt and not rule.sweeps:
         raise RuleError(f"{where}: rule {rule.name!r} has a `couple`, but no sweep that makes the `dx` it is given; write one")
     if bptt and rule.sweeps and not (len(rule.sweeps) == 1 and rule.sweeps[0].reverse):
-        raise RuleError(f"{where}: rule {rule.name!r} cannot train recurrent weights; use a feed-forward layer")
+        raise RuleError(
+            f"{where}: rule {rule.name!r} cannot train recurrent weights (it has several sweeps, and no `couple`); use a feed-forward layer"
+        )
 
 
 def run_recurrent(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

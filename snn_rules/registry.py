@@ -178,6 +178,8 @@ def _checked(cls: type[LearningRule]) -> type[LearningRule]:
         raise TypeError(f"{cls.__qualname__} is written for API {cls.api}, this is API {API}: {side}")
     if not isinstance(getattr(cls, "name", None), str):
         raise TypeError(f"{cls.__qualname__} has no name; give it one: name = 'my_rule'")
+    if not re.fullmatch(r"\w[\w.-]*", cls.name):
+        raise TypeError(f"{cls.__qualname__} has the name {cls.name!r}; take letters, digits, _ - and . for commands write NAME:OPTION=VALUE,NAME")
     if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
         raise TypeError(f"{cls.__qualname__} has parameters but is no dataclass; decorate it with @dataclass(frozen=True)")
     rule = cls()  # which looks at its parts

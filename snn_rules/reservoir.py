@@ -23,7 +23,7 @@ PROBABILITY = ((0.45, 0.60), (0.30, 0.15))
 def connection_probability(grid: Sequence[int], inhibitory: Tensor) -> Tensor:
     """c exp(-d^2 / 4) for each pair of neurons, `[F, F]`, from the column to the row: d is their distance on the grid of
     `grid[0] x grid[1] x grid[2]` neurons, and c a matter of their kinds, `inhibitory[F]`."""
-    places = torch.cartesian_prod(*(torch.arange(float(size)) for size in grid)).view(-1, len(grid))
+    places = torch.cartesian_prod(*(torch.arange(float(size)) for size in grid))
     kind = inhibitory.long()
     return torch.tensor(PROBABILITY)[kind[:, None], kind[None, :]] * torch.exp(-(torch.cdist(places, places) ** 2) / 4)
 

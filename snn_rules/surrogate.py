@@ -1,5 +1,6 @@
 """The baseline: SpikingJelly's LIF neuron with its surrogate gradient (Neftci, Mostafa & Zenke, 2019)."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -44,7 +45,7 @@ class Surrogate(LearningRule):
     def slope(self, z: Any) -> Any:
         """The derivative that stands in for that of the Heaviside step."""
         if self.surrogate == "atan":
-            w = (1.5707963267948966 * self.alpha) * z
+            w = (math.pi / 2 * self.alpha) * z
             return (0.5 * self.alpha) / (1.0 + w * w)
         h = sigmoid(self.alpha * z)
         return self.alpha * h * (1.0 - h)

@@ -60,6 +60,14 @@ PARTS = {
         )
         for name in ("gain", "loss", "window", "given", "replace", "rule", "sweeps", "cite")
     },
+    "choices in one string": (
+        {"__annotations__": {"mode": str}, "mode": parameter("sub", choices="subtract")},
+        r"its parameter 'mode' has choices='subtract'; pass choices=\('sub', ...\), or a number as the default",
+    ),
+    "no choices": (
+        {"__annotations__": {"mode": str}, "mode": parameter("sub")},
+        r"its parameter 'mode' has the default 'sub'; pass choices=\('sub', ...\), or a number as the default",
+    ),
     "steps and sweeps": (
         {"capabilities": Capabilities(single_step=True), "sweeps": (sweep(reverse=True)(lambda self, c, m: ({"dx": m.g}, {})),)},
         "its capabilities say single_step=True, but its sweeps walk over whole trains; leave one of them out",
@@ -74,6 +82,14 @@ def test_a_rule_of_wrong_parts_is_refused_when_it_is_registered(registry: Regist
     with pytest.raises(RuleError, match=rf"^<class '.*Leaky'> cannot be registered: leaky: {says}") as refusal:
         registry.register(leaky(**parts))
     assert "\n" not in str(refusal.value) and "leaky" not in registry.rules()
+
+
+@pytest.mark.parametrize("name", ["", "a,b", "a:b", "My Rule"])
+def test_a_name_that_commands_cannot_take_is_refused(registry: Registry, name: str) -> None:
+    with pytest.raises(
+        RuleError, match=rf"cannot be registered: Leaky has the name '{name}'; take letters, digits, _ - and \. for commands write NAME:OPT"
+    ):
+        registry.register(leaky(name=name))
 
 
 def test_parts_that_options_choose_are_looked_at_with_them(registry: Registry) -> None:

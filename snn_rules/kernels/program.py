@@ -82,7 +82,9 @@ def _program(rule: LearningRule, T: int | None, recurrent: bool) -> Program:
     if not traced.walks[-1].reverse:
         raise RuleError(f"rule {rule.name!r}: its last sweep walks forward, for which there is no kernel; dx is made walking back")
     if any(walk.put for walk in traced.walks[:-1]):
-        raise RuleError(f"rule {rule.name!r}: a sweep before the last puts out values of each step, which kernels do not hand on")
+        raise RuleError(
+            f"rule {rule.name!r}: a sweep before the last puts out values of each step, which kernels do not hand on; let step make and save them"
+        )
     stages: list[Stage] = []
     waiting: Walk | None = None  # a forward sweep that the next reverse one may join
     for k, walk in enumerate(traced.walks):

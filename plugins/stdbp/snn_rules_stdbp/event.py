@@ -120,7 +120,7 @@ class FirstSpikeMaxPool2d(_Fused, nn.MaxPool2d):
 
 
 class FirstSpikeDropout(_Fused, nn.Dropout):
-    """A dropped neuron is silent, in all its copies over leading dimensions."""
+    """A dropped neuron is silent: its time is the end of the window."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(torch.rand_like(x) < self.p, self.rule.window, x) if self.training else x
@@ -187,12 +187,7 @@ def _become(rule: STDBP, path: str, module: nn.Module, fused: type[nn.Module]) -
 
 
 def _check_synapse(path: str, module: nn.Module) -> None:
-    if not isinstance(module, _Fused) and type(module).forward not in (
-        nn.Linear.forward,
-        nn.Conv2d.forward,
-        layer.Linear.forward,
-        layer.Conv2d.forward,
-    ):
+    if not isinstance(module, _Fused) and type(module).forward not in [kind.forward for kind in (nn.Linear, nn.Conv2d, layer.Linear, layer.Conv2d)]:
         raise RuleError(_refusal(path, module, "computes in a way of its own, which mode='event' would not; use Linear, Conv2d, or mode='clock'"))
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         raise RuleError(_refusal(path, module, "has no weight yet; run the network once first"))
