@@ -81,6 +81,7 @@ class Compiled:
         return out, slope
 
     def backward(self, rule: STDBP, times: Tensor, weight: Tensor, out: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        times, weight, out, slope = (saved.contiguous() for saved in (times, weight, out, slope))  # hooks may have given them other strides
         neurons = times.new_empty(len(times), 2, self._padded(weight))
         d_times, d_weight = torch.empty_like(times), torch.empty_like(weight)
         self._run(self._backward, times, weight, out, slope, g.contiguous(), neurons, d_times, d_weight)
@@ -114,6 +115,7 @@ class Launched:
         return out, slope
 
     def backward(self, rule: STDBP, times: Tensor, weight: Tensor, out: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        times, weight, out, slope = (saved.contiguous() for saved in (times, weight, out, slope))
         pull = torch.empty_like(out)
         self._launch(1, {"time": out, "s_slope": slope, "g": g.contiguous(), "pull": pull}, times, weight, out.numel())
         given = {"times": times, "weight": weight, "time": out, "pull": pull}
@@ -168,7 +170,7 @@ class _FirstSpikes(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        times, weight, out, slope = (saved.contiguous() for saved in ctx.saved_tensors)  # hooks may have given it other strides
+        times, weight, out, slope = ctx.saved_tensors
         d_times, d_weight = executor(ctx.rule, times, weight).backward(ctx.rule, times, weight, out, slope, grads[0])
         ctx.passed(grads[0], d_weight)
         return d_times, d_weight, None, None
