@@ -6,7 +6,6 @@ A plugin that is broken, misspelt, of another API, or whose name two distributio
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import os
 import re
@@ -22,7 +21,7 @@ import pluggy
 
 from . import guard
 from .hookspecs import API, PROJECT, LearningRuleSpec, hookimpl
-from .rule import LearningRule, RuleError
+from .rule import LearningRule, RuleError, hint
 
 SLOW = 5.0  # seconds of an import beyond torch's and SpikingJelly's after which it is said
 
@@ -114,9 +113,7 @@ class Registry:
                 owner = self._seen[name][0]
                 raise RuleError(f"rule {name!r} of {owner} was uninstalled since this process began; pip install {owner} brings it back")
             known = sorted(self.rules())
-            near = difflib.get_close_matches(name.lower(), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise RuleError(f"unknown rule {name!r}; installed are {', '.join(known)}.{hint}")
+            raise RuleError(f"unknown rule {name!r}{hint(name.lower(), known)}; installed are {', '.join(known)}")
         clash = _clash(name, claims)
         if clash:
             raise RuleError(clash)

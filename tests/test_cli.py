@@ -226,7 +226,7 @@ def test_compare() -> None:
 
 
 REFUSALS = [
-    (["info", "tsl"], "unknown rule 'tsl'; installed are ", "Did you mean 'tssl'?"),
+    (["info", "tsl"], "unknown rule 'tsl' (did you mean 'tssl'?); installed are "),
     (["train", "--rule", "tsl"], "unknown rule 'tsl'"),
     (["train", "--rule", "tssl", "--option", "tau_mm=3"], "unknown option 'tau_mm' (did you mean 'tau_m'?)"),
     (["train", "--rule", "tssl", "--option", "tau_m"], "option 'tau_m' should be KEY=VALUE, such as tau_m=5"),

@@ -40,6 +40,20 @@ def test_a_fake_tensor_has_the_shape(rule: str) -> None:
         assert snn_rules.RuleNode(rule, step_mode="m")(torch.empty(5, 3, 6)).shape == (5, 3, 6)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")  # of the shapes that are looked at
+def test_layers_of_spike_times_are_traced_alike() -> None:
+    torch.manual_seed(0)
+    net = snn_rules.convert(nn.Sequential(nn.Linear(6, 5), neuron.IFNode()), "stdbp", mode="event")
+    net[0].rule.initialize(net)
+    with torch.no_grad():
+        x, y = torch.rand(4, 6), torch.rand(4, 6)
+        want = net(y)
+        assert (want < net[0].rule.window).any()
+        assert torch.equal(torch.jit.trace(net, x, check_trace=False)(y), want) and torch.equal(make_fx(lambda given: net(given))(x)(y), want)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert net(torch.empty(4, 6)).shape == (4, 5)
+
+
 def test_a_recurrent_layer_is_refused() -> None:
     node, (x, _) = snn_rules.RecurrentNode(6, "tssl"), inputs()
     with pytest.raises(snn_rules.RuleError, match=r"^RecurrentNode \(tssl\): a recurrent layer has no values to run on while a graph is made"):

@@ -199,7 +199,7 @@ def test_keywords_of_lifnode():
     ("options", "message"),
     [
         ({}, r"RuleNode: pass rule=, one of stdbp, strsbp, surrogate, tssl"),
-        ({"rule": "tsl"}, r"unknown rule 'tsl'; installed are stdbp, strsbp, surrogate, tssl. Did you mean 'tssl'\?"),
+        ({"rule": "tsl"}, r"unknown rule 'tsl' \(did you mean 'tssl'\?\); installed are stdbp, strsbp, surrogate, tssl"),
         ({"rule": 3}, r"rule=3 should be a name, one of stdbp"),
         ({"rule": "tssl", "taum": 2.0}, r"tssl: unknown option 'taum' \(did you mean 'tau_m'\?\)"),
         ({"rule": "tssl", "tau": 2.0, "tau_m": 3.0}, r"tssl: 'tau_m' is given twice"),

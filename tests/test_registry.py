@@ -89,13 +89,12 @@ def test_the_package_adds_little_to_the_import_of_torch_and_spikingjelly() -> No
 # ---- options and names ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "hint"), [("tsl", "Did you mean 'tssl'?"), ("TSSL-BP", "Did you mean 'tssl'?"), ("STDBP", "Did you mean 'stdbp'?"), ("backprop", "")]
-)
-def test_an_unknown_rule_is_refused_with_the_list(registry: Registry, given: str, hint: str) -> None:
+@pytest.mark.parametrize(("given", "meant"), [("tsl", "tssl"), ("TSSL-BP", "tssl"), ("STDBP", "stdbp"), ("backprop", None)])
+def test_an_unknown_rule_is_refused_with_the_list(registry: Registry, given: str, meant: str | None) -> None:
     with pytest.raises(RuleError) as refusal:
         snn_rules.get_rule(given)
-    assert str(refusal.value) == f"unknown rule {given!r}; installed are stdbp, strsbp, surrogate, tssl. {hint}".strip()
+    hint = f" (did you mean {meant!r}?)" if meant else ""
+    assert str(refusal.value) == f"unknown rule {given!r}{hint}; installed are stdbp, strsbp, surrogate, tssl"
 
 
 def test_what_is_no_rule_is_refused() -> None:

@@ -40,14 +40,14 @@ class _Fused:
         """`x[B, in]` -> `[B, out]`."""
         if bias is not None:
             x, weight = F.pad(x, (0, 1)), torch.cat([weight, bias[:, None]], 1)
-        if torch.compiler.is_compiling():
+        if ops.traced():
             made: Tensor = first_spikes(x, weight, self.key)[0]
         else:
             made = _FirstSpikes.apply(x, weight, self.rule, self.passed)
         return made
 
     def check(self, x: Tensor, *weights: Tensor | None) -> None:
-        if torch.compiler.is_compiling():  # a graph does not look at values
+        if ops.traced():  # a graph does not look at values
             return
         where = f"layer {self.path!r} (stdbp)"
         if torch._C._are_functorch_transforms_active():
