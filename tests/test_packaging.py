@@ -121,5 +121,5 @@ def test_install_use_and_remove(wheels: dict[str, Path], environment: Path) -> N
     pip("--python", python, "uninstall", "--yes", "snn-rules-tssl")
     _, rest, refusal = json.loads(run(python, "-I", "-c", REPORT))
     assert rest == {name: info for name, info in found.items() if name != "tssl"}
-    assert refusal == "unknown rule 'tssl'; installed are stdbp, strsbp, surrogate."
+    assert refusal == "unknown rule 'tssl'; installed are stdbp, strsbp, surrogate"
     assert "tssl" not in run(environment / "snn-rules", "list")
