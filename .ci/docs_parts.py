@@ -139,6 +139,21 @@ def recurrent():
     say("", f"Measured on {made['date']}.")
 
 
+def zeros():
+    """The tables of benchmarks/zeros.py: training steps, then layers."""
+    made = _results("zeros")
+    head("training step, batch 50", "rule", "T", "torch's products, ms", "without zeros, ms", "times faster")
+    for row in made["steps"]:
+        a, b = row["linear"], row["without zeros"]
+        line(row["network"], f"`{row['rule']}`", str(row["T"]), f"{a:.0f}", f"{b:.0f}", f"{a / b:.1f}")
+    say("")
+    head(f"layer, {made['rows']:,} rows", "not zero", "output, ms", "without zeros", "gradient of weights, ms", "without zeros")
+    for row in made["layers"]:
+        times = [f"{row[name]:.1f}" for name in ("linear", "without zeros", "gradient", "gradient without zeros")]
+        line(f"{row['inputs']}-{row['outputs']}", f"{100 * row['density']:g} %", *times)
+    say("", f"Measured on {made['date']}; one input in twenty of the steps' is not zero.")
+
+
 def _results(name):
     return json.loads(Path(f"benchmarks/results/{name}.json").read_text())
 

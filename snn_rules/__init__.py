@@ -33,6 +33,7 @@ _PUBLIC = {
     "plain": "stock",
     "register": "registry",
     "rules": "registry",
+    "skip_zeros": "zeros",
     "sweep": "rule",
     "tune_cpu_allocator": "kernels.buffers",
 }
@@ -62,6 +63,7 @@ __all__ = [
     "plain",
     "register",
     "rules",
+    "skip_zeros",
     "sweep",
     "tune_cpu_allocator",
 ]
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from .site import Site
     from .stock import plain
     from .trained import Trained, load
+    from .zeros import skip_zeros
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from .data import Data, binned, frames
 from .network import network
 from .registry import get_rule
 from .rule import LearningRule, RuleError
+from .zeros import skip_zeros
+
+MANY = 1 << 20  # values of an input; below, the layers are too small for `skip_zeros`
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,11 @@ def scaled(x: Tensor, scale: tuple[float, float] | None) -> Tensor:
 
 
 def output(net: nn.Module, x: Tensor, precision: str) -> Tensor:
-    """What the network makes of the samples, in the precision asked for."""
-    if precision == "float32":
-        return net(x)  # type: ignore[no-any-return]
-    with torch.autocast(x.device.type, torch.bfloat16):
+    """What the network makes of the encoded samples, in the precision asked for. Where they are many, zeros are left out of its products."""
+    with ExitStack() as how:
+        if x.numel() >= MANY:
+            how.enter_context(skip_zeros())
+        if precision != "float32":
+            how.enter_context(torch.autocast(x.device.type, torch.bfloat16))
         out: Tensor = net(x)
-    return out.float()
+    return out if precision == "float32" else out.float()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_rules.kernels import compiled
+from snn_rules.kernels import compiled, zeros
 from snn_rules.registry import Registry
 
 BUNDLED = ("stdbp", "strsbp", "tssl")
@@ -24,7 +24,7 @@ def learning_rule():
 """
 
 
-AS_SHIPPED = ("test_kernels.py", "test_recurrent_kernels.py", "test_build.py")  # and the plugins' own tests
+AS_SHIPPED = ("test_kernels.py", "test_recurrent_kernels.py", "test_build.py", "test_zeros.py")  # and the plugins' own tests
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,6 +48,8 @@ def compiler(request: pytest.FixtureRequest):
 def _forget() -> None:
     compiled.executor.forget()
     compiled._made.cache_clear()
+    zeros._kernels.cache_clear()
+    zeros._failure.cache_clear()
 
 
 @pytest.fixture

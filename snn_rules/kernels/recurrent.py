@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..rule import LearningRule
-from . import form, steps
+from . import form, steps, zeros
 from .eager import State, Tape
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def backward(by: ByKernels, rule: LearningRule, tape: Tape, g: Tensor, weight: T
         torch.mul(arrived, scales[1], out=for_weights[:T])
     if scales is not None:
         arrived.mul_(scales[0])
-    d_weight = for_weights[:T].flatten(0, -2).t() @ kept["before"].flatten(0, -2)
+    sent, spikes = for_weights[:T].flatten(0, -2), kept["before"].flatten(0, -2)
+    d_weight = zeros.weight_gradient(sent, spikes) if spikes.is_cpu and zeros.worth(spikes) else sent.t() @ spikes
     if rule.gain != 1.0:
         for made in (dx,) if for_weights is dx else (dx, for_weights):
             made.mul_(rule.gain)

@@ -1,0 +1,178 @@
+"""The products of a layer of synapses that leave out the zeros of its input, in C++ for the CPU.
+
+Forward, a thread takes a row of the input, lists its spikes and adds up their weights, a few vectors of neurons at a time, which stay in
+registers. Backward, a thread owns some inputs and adds to the weights of each the gradients of the rows in which it spikes. Sums
+go in the order of the inputs and of the rows, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import NoCompiler, build
+from .prelude import prelude
+
+PARALLEL = 65536  # inputs below which a second thread costs more than it gains
+FEW = 1 / 8  # of an input; with more spikes, the dense product is as fast
+TEXT = """
+static int spikes(const H* x, int64_t n, int32_t* at, H* raw, R* value) {  // where x is not zero, and what it is there: first as it lies in memory
+  typedef std::conditional<sizeof(H) == 2, uint16_t, std::make_unsigned<I>::type>::type Bits;
+  int count = 0;
+  int64_t k = 0;
+#if defined(__AVX512F__)
+  if (sizeof(H) == 4) {  // sixteen at once
+    typedef int32_t Lanes __attribute__((vector_size(64)));
+    typedef int32_t Some __attribute__((vector_size(64), aligned(4), may_alias));
+    Lanes place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (; n - k >= 16; k += 16, place += 16) {
+      Lanes some, where; uint32_t mask;
+      asm("vmovups %3, %1; vcmpneqps %4, %1, %%k1; vpcompressd %5, %0%{%%k1%}%{z%}; vpcompressd %1, %1%{%%k1%}%{z%}; kmovw %%k1, %2"
+          : "=&v"(where), "=&v"(some), "=r"(mask) : "m"(*(const Some*)(x + k)), "v"(K(0)), "v"(place) : "k1");
+      memcpy(at + count, &where, sizeof where); memcpy(raw + count, &some, sizeof some);
+      count += __builtin_popcount(mask);
+    }
+  }
+#endif
+#pragma GCC unroll 16
+  for (; k < n; ++k) {
+    Bits bits;
+    memcpy(&bits, x + k, sizeof bits);
+    at[count] = k; raw[count] = x[k]; count += (Bits)(bits << 1) != 0;
+  }
+  if (!std::is_same<H, R>::value) for (int k = 0; k < count; k += L) Quick::put(value + k, Quick::get(raw + k, L), L);
+  return count;
+}
+struct List {
+  int32_t* at; R* value; H* raw;
+  explicit List(int64_t n) : at((int32_t*)malloc((n + 64) * 4)), value((R*)malloc((n + 64) * sizeof(R))) {
+    raw = std::is_same<H, R>::value ? (H*)value : (H*)malloc((n + 64) * sizeof(H));
+  }
+  ~List() { if ((void*)raw != (void*)value) free(raw); free(value); free(at); }
+  int of(const H* x, int64_t n) { return spikes(x, n, at, raw, value); }
+};
+static inline int64_t padded(int64_t out) { return (out + L - 1) / L * L; }
+static inline void put(R* p, V v, int64_t n) { if (n >= L) Quick::put(p, v, L); else Part::put(p, v, n); }
+static inline V get(const R* p, int64_t n) { return n >= L ? Quick::get(p, L) : Part::get(p, n); }
+template <int NC> static void add(const List& list, int count, const R* columns, int64_t S, const R* bias, R* out, int64_t n) {
+  V sum[NC];
+#pragma GCC unroll 16
+  for (int c = 0; c < NC; ++c) sum[c] = bias ? get(bias + c * L, n - c * L) : K(0);
+  for (int k = 0; k < count; ++k) {
+    const R* column = columns + list.at[k] * S;
+    const V x = K(list.value[k]);
+#pragma GCC unroll 16
+    for (int c = 0; c < NC; ++c) sum[c] = fma_(x, Quick::get(column + c * L, L), sum[c]);
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < NC; ++c) put(out + c * L, sum[c], n - c * L);
+}
+extern "C" void forward(void** p, int64_t many, int64_t in, int64_t n, int threads) {
+  const H* x = (H*)p[0]; const R *weight = (R*)p[1], *bias = (R*)p[2]; R *columns = (R*)p[3], *out = (R*)p[4];
+  const int64_t S = padded(n);
+#pragma omp parallel num_threads(threads)
+  {
+    Flush flush; (void)flush;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < in; ++i) for (int64_t j = 0; j < S; ++j) columns[i * S + j] = j < n ? weight[j * in + i] : 0;
+    List list(in);
+#pragma omp for schedule(static)
+    for (int64_t s = 0; s < many; ++s) {
+      const int count = list.of(x + s * in, in);
+      int64_t j = 0;
+#define SOME(NC) for (; S - j >= NC * L; j += NC * L) add<NC>(list, count, columns + j, S, bias ? bias + j : nullptr, out + s * n + j, n - j);
+      if (BYTES == 64) SOME(16)  // as many as there are registers
+      SOME(8) SOME(4) SOME(2) SOME(1)
+    }
+  }
+}
+extern "C" void backward(void** p, int64_t many, int64_t in, int64_t n, int threads) {
+  const H* x = (H*)p[0]; const R* g = (R*)p[1]; R *columns = (R*)p[2], *d_weight = (R*)p[3];
+  const int64_t S = padded(n), whole = n / L * L;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int k = 0; k < threads; ++k) {
+    Flush flush; (void)flush;
+    const int64_t i0 = in * k / threads, i1 = in * (k + 1) / threads;
+    List list(i1 - i0);
+    memset(columns + i0 * S, 0, (i1 - i0) * S * sizeof(R));
+    for (int64_t s = 0; s < many; ++s) {
+      const int count = list.of(x + s * in + i0, i1 - i0);
+      const R* from = g + s * n;
+      const V last = whole < n ? Part::get(from + whole, n - whole) : K(0);
+      for (int c = 0; c < count; ++c) {
+        R* column = columns + (i0 + list.at[c]) * S;
+        const V one = K(list.value[c]);
+        int64_t j = 0;
+#pragma GCC unroll 4
+        for (; j < whole; j += L) Quick::put(column + j, fma_(one, Quick::get(from + j, L), Quick::get(column + j, L)), L);
+        if (j < n) Quick::put(column + j, fma_(one, last, Quick::get(column + j, L)), L);
+      }
+    }
+    for (int64_t i = i0; i < i1; ++i) for (int64_t j = 0; j < n; ++j) d_weight[j * in + i] = columns[i * S + j];
+  }
+}
+"""
+
+
+@lru_cache(maxsize=8)
+def _kernels(dtype: torch.dtype) -> Any:
+    library = build(prelude(dtype) + TEXT)
+    for function in (library.forward, library.backward):
+        function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_int]
+        function.restype = None
+    return library
+
+
+def missing(dtype: torch.dtype) -> str | None:
+    """Why there are no kernels for an input of `dtype` here; None where there are."""
+    from . import FORCED
+
+    return "SNN_RULES_EXECUTOR=eager" if FORCED == "eager" else _failure(dtype)
+
+
+@lru_cache(maxsize=8)
+def _failure(dtype: torch.dtype) -> str | None:
+    try:
+        _kernels(dtype)
+    except NoCompiler as cause:
+        warnings.warn(f"matrix products go over the zeros of spike trains, too, several times slower: {cause}", stacklevel=2)
+        return str(cause)
+    return None
+
+
+def worth(x: Tensor) -> bool:
+    """Whether kernels can leave out the zeros of `x[rows, in]`, which is contiguous, and are faster for it, going by some of its rows."""
+    some = x[:: len(x) // 16 | 1]  # an odd number: not always the same sample
+    return int(some.count_nonzero()) <= FEW * some.numel() and missing(x.dtype) is None
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias` for `x[rows, in]` and `weight[out, in]`; all contiguous, the weights in the dtype of the state."""
+    n, inputs = weight.shape
+    out = weight.new_empty(len(x), n)
+    _run(_kernels(x.dtype).forward, x, n, weight, bias, _columns(weight, inputs, n), out)
+    return out
+
+
+def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
+    """`g.T @ x` for `g[rows, out]` in the dtype of the state and `x[rows, in]`, both contiguous."""
+    n, inputs = g.shape[1], x.shape[1]
+    made = g.new_empty(n, inputs)
+    _run(_kernels(x.dtype).backward, x, n, g, _columns(g, inputs, n), made)
+    return made
+
+
+def _columns(like: Tensor, inputs: int, n: int) -> Tensor:
+    """Room for the weights input by input, each in whole vectors."""
+    return like.new_empty(inputs, -(-n // 16) * 16)
+
+
+def _run(function: Callable[..., object], x: Tensor, n: int, *tensors: Tensor | None) -> None:
+    pointers = (ctypes.c_void_p * (1 + len(tensors)))(x.data_ptr(), *[None if t is None else t.data_ptr() for t in tensors])
+    function(pointers, *x.shape, n, torch.get_num_threads() if x.numel() >= PARALLEL else 1)
