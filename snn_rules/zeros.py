@@ -20,7 +20,7 @@ LARGE = 1 << 24  # multiplications; below, a look at the input takes longer than
 
 
 class skip_zeros(TorchFunctionMode):
-    """In it, linear layers on the CPU add up the weights of the inputs that spike, and leave the others out.
+    """In it, linear and recurrent layers on the CPU add up the weights of the inputs that spike, and leave the others out.
 
         with snn_rules.skip_zeros():
             out = net(rule.encode(images, T))
@@ -33,6 +33,14 @@ class skip_zeros(TorchFunctionMode):
 
     Each call of torch takes some microseconds longer in it: small networks lose. `snn-rules train` takes it where an input is large.
     """
+
+    def __enter__(self) -> skip_zeros:
+        self._before = [*getattr(self, "_before", ()), zeros.wanted.set(True)]
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        zeros.wanted.reset(self._before.pop())
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

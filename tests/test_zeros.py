@@ -261,6 +261,35 @@ def test_recurrent_weights_learn_the_same(monkeypatch):
     close(found[0], found[1], 200)
 
 
+def test_recurrent_neurons_hear_spikes_alone(monkeypatch):
+    torch.manual_seed(0)
+    node, x, found = snn_rules.RecurrentNode(40, "surrogate").double(), torch.randn(50, 4, 40).double(), []
+    calls, real = [], zeros.bound
+    monkeypatch.setattr(zeros, "bound", lambda *given: calls.append(1) or real(*given))
+    for how in (torch.enable_grad, snn_rules.skip_zeros):
+        node.weight.grad = None
+        with how():
+            out = node(x)
+            functional.detach_net(node)
+            again = node(x)  # from where the first left it
+        again.sum().backward()
+        functional.reset_net(node)
+        found.append((out.detach(), again.detach(), node.weight.grad))
+    assert calls == [1, 1] and found[0][0].any()
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    close(found[1][2], found[0][2], 1000)
+
+
+def test_it_ends_with_its_block():
+    outer, seen = snn_rules.skip_zeros(), []
+    with pytest.raises(KeyError), outer:
+        with outer, snn_rules.skip_zeros():
+            seen.append(zeros.wanted.get())
+        seen.append(zeros.wanted.get())
+        raise KeyError
+    assert seen == [True, True] and not zeros.wanted.get()
+
+
 def test_training_takes_it_where_inputs_are_large(taken, monkeypatch):
     net, x = network("30-10", "strsbp", (50,)), spikes(12, 8, 50, dtype=torch.float32)
     trained.output(net, x, "float32")

@@ -6,6 +6,7 @@ arrived, and the rule's own solve. The other rules are unfolded: the reverse swe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,15 +40,24 @@ def forward(
     spikes, r = like(x), x.new_empty(M // features, features)
     recorded = {"record": like(x)} if record else {}
     step = run.bind(0, {"x": x, **late, "y": y, "r": r, "s": spikes, **kept, **recorded, **{f"v_{n}": v for n, v in after.items()}}, M)
-    said, back = y.view_as(r), weight.t()
+    hear = _heard(y.view_as(r), weight, r)
     for t in range(T):
-        torch.mm(said, back, out=r)
+        hear()
         step(t)
     if "sent" in kept:  # the last spikes are sent, too
-        torch.add(x[-1] if rule.gain == 1.0 else x[-1] * rule.gain, torch.mm(said, back).view_as(x[-1]), out=kept["sent"][-1])
+        hear()
+        torch.add(x[-1] if rule.gain == 1.0 else x[-1] * rule.gain, r.view_as(x[-1]), out=kept["sent"][-1])
     held = {**kept, **{f"in_{n}": v for n, v in first.items()}, **{f"f_{n}": v for n, v in after.items()}}
     queue = {"late": torch.cat([late["late"], x])[T:].clone() if rule.delay > T else x[T - rule.delay :].clone()} if rule.delay else {}
     return spikes, {**after, **queue, "y": y}, Tape([*held.values()], tuple(held)), recorded.get("record")
+
+
+def _heard(said: Tensor, weight: Tensor, r: Tensor) -> Callable[[], object]:
+    """What writes to `r` what the neurons hear of the spikes of the moment."""
+    if zeros.wanted.get() and said.is_cpu and zeros.missing(said.dtype) is None:
+        return zeros.bound(said, weight.contiguous(), r)
+    back = weight.t()
+    return lambda: torch.mm(said, back, out=r)
 
 
 @torch.no_grad()

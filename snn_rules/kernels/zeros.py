@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -73,24 +74,29 @@ template <int NC> static void add(const List& list, int count, const R* columns,
 #pragma GCC unroll 16
   for (int c = 0; c < NC; ++c) put(out + c * L, sum[c], n - c * L);
 }
-extern "C" void forward(void** p, int64_t many, int64_t in, int64_t n, int threads) {
-  const H* x = (H*)p[0]; const R *weight = (R*)p[1], *bias = (R*)p[2]; R *columns = (R*)p[3], *out = (R*)p[4];
+extern "C" void turn(void** p, int64_t, int64_t in, int64_t n, int threads) {  // the weights of an input next to each other
+  const R* weight = (R*)p[0]; R* columns = (R*)p[1];
   const int64_t S = padded(n);
-#pragma omp parallel num_threads(threads)
-  {
-    Flush flush; (void)flush;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < in; ++i) for (int64_t j = 0; j < S; ++j) columns[i * S + j] = j < n ? weight[j * in + i] : 0;
-    List list(in);
-#pragma omp for schedule(static)
-    for (int64_t s = 0; s < many; ++s) {
-      const int count = list.of(x + s * in, in);
-      int64_t j = 0;
-#define SOME(NC) for (; S - j >= NC * L; j += NC * L) add<NC>(list, count, columns + j, S, bias ? bias + j : nullptr, out + s * n + j, n - j);
-      if (BYTES == 64) SOME(16)  // as many as there are registers
-      SOME(8) SOME(4) SOME(2) SOME(1)
-    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < in; ++i) for (int64_t j = 0; j < S; ++j) columns[i * S + j] = j < n ? weight[j * in + i] : 0;
+}
+static void some(const H* x, const R* columns, const R* bias, R* out, int64_t s0, int64_t s1, int64_t in, int64_t n) {
+  Flush flush; (void)flush;
+  List list(in);
+  const int64_t S = padded(n);
+  for (int64_t s = s0; s < s1; ++s) {
+    const int count = list.of(x + s * in, in);
+    int64_t j = 0;
+#define ADD(NC) for (; S - j >= NC * L; j += NC * L) add<NC>(list, count, columns + j, S, bias ? bias + j : nullptr, out + s * n + j, n - j);
+    if (BYTES == 64) ADD(16)  // as many as there are registers
+    ADD(8) ADD(4) ADD(2) ADD(1)
   }
+}
+extern "C" void forward(void** p, int64_t many, int64_t in, int64_t n, int threads) {
+  const H* x = (H*)p[0]; const R *columns = (R*)p[1], *bias = (R*)p[2]; R* out = (R*)p[3];
+  if (threads == 1) return some(x, columns, bias, out, 0, many, in, n);  // a team of one costs system calls
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int k = 0; k < threads; ++k) some(x, columns, bias, out, many * k / threads, many * (k + 1) / threads, in, n);
 }
 extern "C" void backward(void** p, int64_t many, int64_t in, int64_t n, int threads) {
   const H* x = (H*)p[0]; const R* g = (R*)p[1]; R *columns = (R*)p[2], *d_weight = (R*)p[3];
@@ -123,10 +129,13 @@ extern "C" void backward(void** p, int64_t many, int64_t in, int64_t n, int thre
 @lru_cache(maxsize=8)
 def _kernels(dtype: torch.dtype) -> Any:
     library = build(prelude(dtype) + TEXT)
-    for function in (library.forward, library.backward):
+    for function in (library.turn, library.forward, library.backward):
         function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_int]
         function.restype = None
     return library
+
+
+wanted = ContextVar("wanted", default=False)  # inside `snn_rules.skip_zeros`
 
 
 def missing(dtype: torch.dtype) -> str | None:
@@ -152,19 +161,26 @@ def worth(x: Tensor) -> bool:
     return int(some.count_nonzero()) <= FEW * some.numel() and missing(x.dtype) is None
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for `x[rows, in]` and `weight[out, in]`; all contiguous, the weights in the dtype of the state."""
-    n, inputs = weight.shape
-    out = weight.new_empty(len(x), n)
-    _run(_kernels(x.dtype).forward, x, n, weight, bias, _columns(weight, inputs, n), out)
+    out = weight.new_empty(len(x), len(weight))
+    bound(x, weight, out, bias)()
     return out
+
+
+def bound(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None) -> Callable[[], object]:
+    """What writes to `out` the product with the `x` of the moment, again and again."""
+    (n, inputs), kernels = weight.shape, _kernels(x.dtype)
+    columns = _columns(weight, inputs, n)
+    _bound(kernels.turn, weight, n, columns)()
+    return _bound(kernels.forward, x, n, columns, bias, out)
 
 
 def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     """`g.T @ x` for `g[rows, out]` in the dtype of the state and `x[rows, in]`, both contiguous."""
     n, inputs = g.shape[1], x.shape[1]
     made = g.new_empty(n, inputs)
-    _run(_kernels(x.dtype).backward, x, n, g, _columns(g, inputs, n), made)
+    _bound(_kernels(x.dtype).backward, x, n, g, _columns(g, inputs, n), made)()
     return made
 
 
@@ -173,6 +189,12 @@ def _columns(like: Tensor, inputs: int, n: int) -> Tensor:
     return like.new_empty(inputs, -(-n // 16) * 16)
 
 
-def _run(function: Callable[..., object], x: Tensor, n: int, *tensors: Tensor | None) -> None:
-    pointers = (ctypes.c_void_p * (1 + len(tensors)))(x.data_ptr(), *[None if t is None else t.data_ptr() for t in tensors])
-    function(pointers, *x.shape, n, torch.get_num_threads() if x.numel() >= PARALLEL else 1)
+def _bound(function: Callable[..., object], x: Tensor, n: int, *tensors: Tensor | None) -> Callable[[], object]:
+    """A kernel over `x`, of `n` neurons, and other tensors, kept alive."""
+    pointers = (ctypes.c_void_p * (1 + len(tensors)))(*[None if t is None else t.data_ptr() for t in (x, *tensors)])
+    given = *x.shape, n, torch.get_num_threads() if x.numel() >= PARALLEL else 1
+
+    def run(held: object = (x, tensors)) -> None:
+        function(pointers, *given)
+
+    return run
