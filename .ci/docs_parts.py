@@ -151,6 +151,14 @@ def zeros():
     for row in made["layers"]:
         times = [f"{row[name]:.1f}" for name in ("linear", "without zeros", "gradient", "gradient without zeros")]
         line(f"{row['inputs']}-{row['outputs']}", f"{100 * row['density']:g} %", *times)
+    say("")
+    head("convolution", "images", "not zero", "output, ms", "without zeros", "gradient of weights, ms", "without zeros")
+    for row in made["convolutions"]:
+        times = [f"{row[name]:.1f}" for name in ("conv2d", "without zeros", "gradient", "gradient without zeros")]
+        what = f"{row['channels']} x {row['size']} x {row['size']}, {row['outputs']}C{row['kernel']}" + (
+            f"p{row['padding']}" if row["padding"] else ""
+        )
+        line(what, f"{row['images']:,}", f"{100 * row['density']:g} %", *times)
     say("", f"Measured on {made['date']}; one input in twenty of the steps' is not zero.")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snn_rules.kernels import compiled, zeros
+from snn_rules.kernels import compiled, zeros, zeros_conv
 from snn_rules.registry import Registry
 
 BUNDLED = ("stdbp", "strsbp", "tssl")
@@ -24,7 +24,7 @@ def learning_rule():
 """
 
 
-AS_SHIPPED = ("test_kernels.py", "test_recurrent_kernels.py", "test_build.py", "test_zeros.py")  # and the plugins' own tests
+AS_SHIPPED = ("test_kernels.py", "test_recurrent_kernels.py", "test_build.py", "test_zeros.py", "test_zeros_conv.py")  # and the plugins' own tests
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,6 +49,7 @@ def _forget() -> None:
     compiled.executor.forget()
     compiled._made.cache_clear()
     zeros._kernels.cache_clear()
+    zeros_conv._kernels.cache_clear()
     zeros._failure.cache_clear()
 
 

@@ -22,7 +22,7 @@ from .prelude import prelude
 
 PARALLEL = 65536  # inputs below which a second thread costs more than it gains
 FEW = 1 / 8  # of an input; with more spikes, the dense product is as fast
-TEXT = """
+LIST = """
 static int spikes(const H* x, int64_t n, int32_t* at, H* raw, R* value) {  // where x is not zero, and what it is there: first as it lies in memory
   typedef std::conditional<sizeof(H) == 2, uint16_t, std::make_unsigned<I>::type>::type Bits;
   int count = 0;
@@ -32,10 +32,11 @@ static int spikes(const H* x, int64_t n, int32_t* at, H* raw, R* value) {  // wh
     typedef int32_t Lanes __attribute__((vector_size(64)));
     typedef int32_t Some __attribute__((vector_size(64), aligned(4), may_alias));
     Lanes place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (; n - k >= 16; k += 16, place += 16) {
-      Lanes some, where; uint32_t mask;
-      asm("vmovups %3, %1; vcmpneqps %4, %1, %%k1; vpcompressd %5, %0%{%%k1%}%{z%}; vpcompressd %1, %1%{%%k1%}%{z%}; kmovw %%k1, %2"
-          : "=&v"(where), "=&v"(some), "=r"(mask) : "m"(*(const Some*)(x + k)), "v"(K(0)), "v"(place) : "k1");
+    for (; k < n; k += 16, place += 16) {
+      Lanes some, where; uint32_t mask = n - k < 16 ? (1u << (n - k)) - 1 : 0xffff;
+      asm("kmovw %2, %%k1; vmovups %3, %1%{%%k1%}%{z%}; vcmpneqps %4, %1, %%k1%{%%k1%}; vpcompressd %5, %0%{%%k1%}%{z%}; "
+          "vpcompressd %1, %1%{%%k1%}%{z%}; kmovw %%k1, %2"
+          : "=&v"(where), "=&v"(some), "+r"(mask) : "m"(*(const Some*)(x + k)), "v"(K(0)), "v"(place) : "k1");
       memcpy(at + count, &where, sizeof where); memcpy(raw + count, &some, sizeof some);
       count += __builtin_popcount(mask);
     }
@@ -61,6 +62,14 @@ struct List {
 static inline int64_t padded(int64_t out) { return (out + L - 1) / L * L; }
 static inline void put(R* p, V v, int64_t n) { if (n >= L) Quick::put(p, v, L); else Part::put(p, v, n); }
 static inline V get(const R* p, int64_t n) { return n >= L ? Quick::get(p, L) : Part::get(p, n); }
+extern "C" void turn(void** p, int64_t, int64_t in, int64_t n, int threads) {  // the weights of an input next to each other
+  const R* weight = (R*)p[0]; R* columns = (R*)p[1];
+  const int64_t S = padded(n);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < in; ++i) for (int64_t j = 0; j < S; ++j) columns[i * S + j] = j < n ? weight[j * in + i] : 0;
+}
+"""
+LINEAR = """
 template <int NC> static void add(const List& list, int count, const R* columns, int64_t S, const R* bias, R* out, int64_t n) {
   V sum[NC];
 #pragma GCC unroll 16
@@ -73,12 +82,6 @@ template <int NC> static void add(const List& list, int count, const R* columns,
   }
 #pragma GCC unroll 16
   for (int c = 0; c < NC; ++c) put(out + c * L, sum[c], n - c * L);
-}
-extern "C" void turn(void** p, int64_t, int64_t in, int64_t n, int threads) {  // the weights of an input next to each other
-  const R* weight = (R*)p[0]; R* columns = (R*)p[1];
-  const int64_t S = padded(n);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < in; ++i) for (int64_t j = 0; j < S; ++j) columns[i * S + j] = j < n ? weight[j * in + i] : 0;
 }
 static void some(const H* x, const R* columns, const R* bias, R* out, int64_t s0, int64_t s1, int64_t in, int64_t n) {
   Flush flush; (void)flush;
@@ -128,7 +131,7 @@ extern "C" void backward(void** p, int64_t many, int64_t in, int64_t n, int thre
 
 @lru_cache(maxsize=8)
 def _kernels(dtype: torch.dtype) -> Any:
-    library = build(prelude(dtype) + TEXT)
+    library = build(prelude(dtype) + LIST + LINEAR)
     for function in (library.turn, library.forward, library.backward):
         function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_int]
         function.restype = None
@@ -155,10 +158,11 @@ def _failure(dtype: torch.dtype) -> str | None:
     return None
 
 
-def worth(x: Tensor) -> bool:
-    """Whether kernels can leave out the zeros of `x[rows, in]`, which is contiguous, and are faster for it, going by some of its rows."""
+def worth(x: Tensor, few: float | None = None) -> bool:
+    """Whether kernels can leave out the zeros of `x[rows, in]`, which is contiguous, and are faster for it: where a part of `few` is not zero,
+    going by some of its rows."""
     some = x[:: len(x) // 16 | 1]  # an odd number: not always the same sample
-    return int(some.count_nonzero()) <= FEW * some.numel() and missing(x.dtype) is None
+    return int(some.count_nonzero()) <= (FEW if few is None else few) * some.numel() and missing(x.dtype) is None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -171,7 +175,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def bound(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None) -> Callable[[], object]:
     """What writes to `out` the product with the `x` of the moment, again and again."""
     (n, inputs), kernels = weight.shape, _kernels(x.dtype)
-    columns = _columns(weight, inputs, n)
+    columns = room(weight, inputs, n)
     _bound(kernels.turn, weight, n, columns)()
     return _bound(kernels.forward, x, n, columns, bias, out)
 
@@ -180,11 +184,11 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     """`g.T @ x` for `g[rows, out]` in the dtype of the state and `x[rows, in]`, both contiguous."""
     n, inputs = g.shape[1], x.shape[1]
     made = g.new_empty(n, inputs)
-    _bound(_kernels(x.dtype).backward, x, n, g, _columns(g, inputs, n), made)()
+    _bound(_kernels(x.dtype).backward, x, n, g, room(g, inputs, n), made)()
     return made
 
 
-def _columns(like: Tensor, inputs: int, n: int) -> Tensor:
+def room(like: Tensor, inputs: int, n: int) -> Tensor:
     """Room for the weights input by input, each in whole vectors."""
     return like.new_empty(inputs, -(-n // 16) * 16)
 
