@@ -50,6 +50,13 @@ class skip_zeros(TorchFunctionMode):
         return _OTHERS.get(func, func)(*args, **(kwargs or {}))
 
 
+def at_spikes(x: Tensor, weight: Tensor, spikes: Tensor) -> Tensor:
+    """`((x @ weight) * spikes).sum(0)` of trains `[T, N, F]`, for a rule's `couple`; of few spikes on a CPU, the products at spikes alone."""
+    if x.is_cpu and x.dtype == spikes.dtype == weight.dtype and x.dim() == 3 and zeros.worth(spikes.flatten(0, 1)):
+        return zeros.at_spikes(x.contiguous(), weight.contiguous(), spikes.contiguous())
+    return ((x @ weight) * spikes).sum(0)
+
+
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     fits = input.dim() > 1 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
     if fits and _may(input, weight, bias, input.numel() * len(weight)) and zeros.worth(input.detach().flatten(0, -2)):

@@ -280,6 +280,24 @@ def test_recurrent_neurons_hear_spikes_alone(monkeypatch):
     close(found[1][2], found[0][2], 1000)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("features", WIDTHS)
+def test_products_at_spikes(features, density, dtype, monkeypatch):
+    some, found = spikes(30, 5, features, density=density, dtype=dtype), []
+    x, weight = torch.randn(30, 5, features, dtype=dtype), torch.randn(features, features, dtype=dtype)
+    wanted = ((x.double() @ weight.double()) * some.double()).sum(0)
+    for flags in ("", "-mno-avx512f", "-mno-avx2 -mno-avx512f"):
+        monkeypatch.setenv("SNN_RULES_CXXFLAGS", flags)
+        zeros._kernels.cache_clear()
+        found.append(zeros.at_spikes(x, weight, some))
+    zeros._kernels.cache_clear()
+    close(found[0], wanted, 30)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    close(skipping.at_spikes(x, weight, some), wanted, 30)  # by either way
+    close(skipping.at_spikes(x.transpose(0, 1).contiguous().transpose(0, 1), weight.t().contiguous().t(), some), wanted, 30)
+
+
 def test_it_ends_with_its_block():
     outer, seen = snn_rules.skip_zeros(), []
     with pytest.raises(KeyError), outer:

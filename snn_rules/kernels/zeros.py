@@ -126,13 +126,40 @@ extern "C" void backward(void** p, int64_t many, int64_t in, int64_t n, int thre
     for (int64_t i = i0; i < i1; ++i) for (int64_t j = 0; j < n; ++j) d_weight[j * in + i] = columns[i * S + j];
   }
 }
+enum { GROUP = 64 / BYTES };  // vectors of a sum: as many numbers on every machine, so that its bits are the same
+static inline R dot(const R* a, const R* b, int64_t n) {  // b ends in zeros
+  V sum[GROUP] = {};
+  int64_t j = 0;
+  for (; j + GROUP * L <= n; j += GROUP * L)
+    for (int q = 0; q < GROUP; ++q) sum[q] = fma_(Quick::get(a + j + q * L, L), Quick::get(b + j + q * L, L), sum[q]);
+  for (int q = 0; j < n; ++q, j += L) sum[q] = fma_(get(a + j, n - j), Quick::get(b + j, L), sum[q]);
+  R lanes[64 / sizeof(R)];
+  memcpy(lanes, sum, sizeof lanes);
+  for (int half = 32 / sizeof(R); half; half /= 2) for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+extern "C" void at_spikes(void** p, int64_t T, int64_t N, int64_t n, int threads) {
+  const R *x = (R*)p[0], *spikes = (R*)p[1], *columns = (R*)p[2]; R* out = (R*)p[3];
+  const int64_t S = padded(n);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t s = 0; s < N; ++s) {
+    Flush flush; (void)flush;
+    List list(n);
+    memset(out + s * n, 0, n * sizeof(R));
+    for (int64_t t = 0; t < T; ++t) {
+      const int64_t row = (t * N + s) * n;
+      const int count = list.of((const H*)spikes + row, n);
+      for (int k = 0; k < count; ++k) out[s * n + list.at[k]] += list.value[k] * dot(x + row, columns + list.at[k] * S, n);
+    }
+  }
+}
 """
 
 
 @lru_cache(maxsize=8)
 def _kernels(dtype: torch.dtype) -> Any:
     library = build(prelude(dtype) + LIST + LINEAR)
-    for function in (library.turn, library.forward, library.backward):
+    for function in (library.turn, library.forward, library.backward, library.at_spikes):
         function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_int]
         function.restype = None
     return library
@@ -186,6 +213,15 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     made = g.new_empty(n, inputs)
     _bound(_kernels(x.dtype).backward, x, n, g, room(g, inputs, n), made)()
     return made
+
+
+def at_spikes(x: Tensor, weight: Tensor, spikes: Tensor) -> Tensor:
+    """`((x @ weight) * spikes).sum(0)` of trains `[T, N, F]` and `weight[F, F]`, all contiguous: the products at spikes alone."""
+    (T, N, n), kernels, out = x.shape, _kernels(x.dtype), torch.empty_like(x[0])
+    columns = room(weight, n, n)
+    _bound(kernels.turn, weight, n, columns)()
+    kernels.at_spikes((ctypes.c_void_p * 4)(*[each.data_ptr() for each in (x, spikes, columns, out)]), T, N, n, torch.get_num_threads())
+    return out
 
 
 def room(like: Tensor, inputs: int, n: int) -> Tensor:

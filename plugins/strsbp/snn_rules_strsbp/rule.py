@@ -11,6 +11,7 @@ from snn_rules import LearningRule, RuleError, Training, hookimpl, parameter, sw
 from snn_rules.coding import count_loss, poisson
 from snn_rules.ops import heaviside, maximum, where
 from snn_rules.rule import Values
+from snn_rules.zeros import at_spikes
 
 from .spsp import slope
 
@@ -82,8 +83,8 @@ class STRSBP(LearningRule):
         """z = (Omega - Theta)^-T delta of a recurrent layer, sample by sample (Eqs. 19, 20)."""
         alone, o, expected = sums.delta / sums.omega, sums.o, float(self.silent == "expected")
         if self.solver == "taylor":  # (Omega - Theta)^-1 = Omega^-1 + Omega^-1 Theta Omega^-1 + ..., for which Theta is not built
-            heard = (alone * dx) @ weight
-            coupled = torch.where(o > 0, (heard * s_before).sum(0) / o.clamp(min=1), expected / sums.T * heard[1:].sum(0))
+            own = alone * dx
+            coupled = torch.where(o > 0, at_spikes(own, weight, s_before) / o.clamp(min=1), expected / sums.T * (own[1:].sum(0) @ weight))
             z = alone + coupled / (self.v_threshold * sums.omega)
         else:
             e = torch.einsum("tni,tnp->nip", dx, s_before)  # S-PSPs within the layer; a matrix a sample is large, so it is worked on in place
