@@ -32,7 +32,7 @@ static void places(const R* maps, R* out, int64_t P, int64_t n, int64_t S) {  //
     for (int64_t q = p; q < P && q < p + 16; ++q) out[q * S + j] = maps[j * P + q];
 }
 template <class Do> static inline __attribute__((always_inline)) void each(const H* image, List& list, const Shape& d, Do reach) {
-  const int64_t some = CACHE / (d.ow * padded(d.n) * sizeof(R)), band = some < 1 ? 1 : some < d.H ? some : d.H;
+  const int64_t some = CACHE / (d.ow * ((d.n + 15) / 16 * 16) * sizeof(R)), band = some < 1 ? 1 : some < d.H ? some : d.H;
   for (int64_t y0 = 0; y0 < d.H; y0 += band) for (int64_t c = 0; c < d.C; ++c) {  // the places that a band of rows reaches stay in the cache
     const int64_t rows = d.H - y0 < band ? d.H - y0 : band;
     const int count = list.of(image + (c * d.H + y0) * d.W, rows * d.W);
