@@ -24,7 +24,14 @@ def learning_rule():
 """
 
 
-AS_SHIPPED = ("test_kernels.py", "test_recurrent_kernels.py", "test_build.py", "test_zeros.py", "test_zeros_conv.py")  # and the plugins' own tests
+AS_SHIPPED = (
+    "test_kernels.py",
+    "test_recurrent_kernels.py",
+    "test_build.py",
+    "test_zeros.py",
+    "test_zeros_conv.py",
+    "test_zeros_recurrent.py",
+)  # and the plugins' own tests
 
 
 @pytest.fixture(autouse=True, scope="module")
