@@ -15,7 +15,7 @@ from rich.text import Text
 
 from .console import table
 from .experiments import versions
-from .kernels import build, executor, zeros
+from .kernels import build, executor, zeros, zeros_conv
 from .kernels.launch import remedy
 from .recurrent import check_recurrent
 from .registry import RuleInfo, get_rule
@@ -30,7 +30,7 @@ def examine(known: Mapping[str, RuleInfo], kernels: bool = False) -> dict[str, A
         "compiler": _compiler(),
         "cache": str(build.cache_dir()),
         "cached": _cached(),
-        "skip_zeros": zeros.missing(torch.float32) or "compiled for the CPU",
+        "skip_zeros": zeros.missing(torch.float32) or zeros.missing(torch.float32, zeros_conv._kernels) or "compiled for the CPU",
         "cuda": torch.cuda.get_device_name() if cuda else f"no device (torch is built for {torch.version.cuda or 'the CPU alone'})",
         "driver": _driver(),
         "cupy": _cupy(),

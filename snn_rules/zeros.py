@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import Token
 from typing import Any
 
 import torch
@@ -36,8 +37,12 @@ class skip_zeros(TorchFunctionMode):
     Each call of torch takes some microseconds longer in it: small networks lose. `snn-rules train` takes it where an input is large.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: list[Token[bool]] = []
+
     def __enter__(self) -> skip_zeros:
-        self._before = [*getattr(self, "_before", ()), zeros.wanted.set(True)]
+        self._before.append(zeros.wanted.set(True))
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def __exit__(self, *raised: object) -> None:
@@ -72,7 +77,7 @@ def _conv2d(
         step, more = _pair(stride), _pair(padding)
         height, width = zeros_conv.size(input, weight, step, more)
         rows = input.detach().flatten(0, 1).flatten(1)
-        if height > 0 < width and _may(input, weight, bias, len(input) * height * width * weight.numel()) and zeros.worth(rows, zeros_conv.FEW):
+        if height > 0 < width and _may(input, weight, bias, len(input) * height * width * weight.numel()) and zeros_conv.worth(rows):
             return _Conv2d.apply(input, weight, bias, step, more, _dtype(weight))  # type: ignore[no-any-return]
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import snn_rules
 from snn_rules import kernels as executors
 from snn_rules import zeros as skipping
-from snn_rules.kernels import zeros_conv
+from snn_rules.kernels import build, zeros, zeros_conv
 from snn_rules.network import network
 
 from .test_zeros import both, close, spikes
@@ -145,6 +145,19 @@ def test_what_goes_its_usual_way(taken, monkeypatch):
         monkeypatch.setattr(skipping, "LARGE", 12 * 7 * 7 * weight.numel())
         close(F.conv2d(x, weight, stride=[1], padding=[0]), F.conv2d(x.clone(memory_format=torch.preserve_format), weight), 40)
     assert len(taken) == 2
+
+
+def test_without_a_compiler_it_says_so_and_torch_convolves(taken, monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: (_ for _ in ()).throw(build.NoCompiler("neither g++ nor clang++ is installed")))
+    zeros_conv._kernels.cache_clear()
+    zeros._failure.cache_clear()
+    x, weight = spikes(12, 4, 9, 9), torch.randn(8, 4, 3, 3, dtype=torch.float64)
+    wanted = F.conv2d(x, weight)
+    try:
+        with snn_rules.skip_zeros(), pytest.warns(UserWarning, match="several times slower: neither g"):
+            assert torch.equal(F.conv2d(x, weight), wanted) and not taken
+    finally:
+        zeros._failure.cache_clear()
 
 
 def test_hooks_may_give_saved_tensors_other_strides(taken):

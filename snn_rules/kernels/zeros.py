@@ -168,28 +168,32 @@ def _kernels(dtype: torch.dtype) -> Any:
 wanted = ContextVar("wanted", default=False)  # inside `snn_rules.skip_zeros`
 
 
-def missing(dtype: torch.dtype) -> str | None:
-    """Why there are no kernels for an input of `dtype` here; None where there are."""
+def missing(dtype: torch.dtype, load: Callable[[torch.dtype], object] = _kernels) -> str | None:
+    """Why there are no kernels for an input of `dtype` here, by what loads them; None where there are."""
     from . import FORCED
 
-    return "SNN_RULES_EXECUTOR=eager" if FORCED == "eager" else _failure(dtype)
+    return "SNN_RULES_EXECUTOR=eager" if FORCED == "eager" else _failure(dtype, load)
 
 
-@lru_cache(maxsize=8)
-def _failure(dtype: torch.dtype) -> str | None:
+@lru_cache(maxsize=16)
+def _failure(dtype: torch.dtype, load: Callable[[torch.dtype], object]) -> str | None:
     try:
-        _kernels(dtype)
+        load(dtype)
     except NoCompiler as cause:
         warnings.warn(f"matrix products go over the zeros of spike trains, too, several times slower: {cause}", stacklevel=2)
         return str(cause)
     return None
 
 
-def worth(x: Tensor, few: float | None = None) -> bool:
-    """Whether kernels can leave out the zeros of `x[rows, in]`, which is contiguous, and are faster for it: where a part of `few` is not zero,
-    going by some of its rows."""
+def worth(x: Tensor) -> bool:
+    """Whether kernels can leave out the zeros of `x[rows, in]`, which is contiguous, and are faster for it."""
+    return part(x) <= FEW and missing(x.dtype) is None
+
+
+def part(x: Tensor) -> float:
+    """Of `x[rows, in]` that is not zero, going by some of its rows."""
     some = x[:: len(x) // 16 | 1]  # an odd number: not always the same sample
-    return int(some.count_nonzero()) <= (FEW if few is None else few) * some.numel() and missing(x.dtype) is None
+    return int(some.count_nonzero()) / max(some.numel(), 1)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .build import build
 from .prelude import prelude
-from .zeros import LIST, room
+from .zeros import LIST, missing, part, room
 
 FEW = 1 / 12  # of an input; with more spikes, torch's convolution is as fast
 PARTS = 16  # of a batch, each with a sum of its own
@@ -115,6 +115,11 @@ def _kernels(dtype: torch.dtype) -> Any:
     for function in (library.turn, library.forward, library.backward):
         function.restype = None
     return library
+
+
+def worth(maps: Tensor) -> bool:
+    """Whether kernels can leave out the zeros of `maps[images times channels, H times W]`, and are faster for it."""
+    return part(maps) <= FEW and missing(maps.dtype, _kernels) is None
 
 
 Pair = tuple[int, int]
