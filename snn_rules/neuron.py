@@ -14,9 +14,10 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from .contract import number
+from .inputs import problem
 from .kernels import ops
 from .kernels.autograd import Job, Report, in_backward, run
-from .kernels.eager import DTYPES, Eager, State, state_dtype
+from .kernels.eager import Eager, State, state_dtype
 from .kernels.transforms import Layer, refuse
 from .keywords import configure
 from .registry import rules
@@ -258,14 +259,8 @@ class RuleNode(neuron.BaseNode):
         return f"neuron {self.path!r} ({self.rule.name})" if self.path else f"{type(self).__name__} ({self.rule.name})"
 
     def _check(self, x: Any, step_mode: str, weight: Tensor | None = None, states: Mapping[str, Any] | None = None) -> None:
-        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
-            given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise RuleError(f"{self._where()}: the input is {given}; pass a floating-point tensor, e.g. x.float()")
-        if x.layout is not torch.strided or x.is_nested:
-            given = "is nested" if x.is_nested else f"has the layout {x.layout}"
-            raise RuleError(f"{self._where()}: the input {given}; pass a dense tensor, x.to_{'padded_tensor(0.0)' if x.is_nested else 'dense()'}")
-        if x.is_meta:
-            raise RuleError(f"{self._where()}: the input is on device 'meta', which holds no values; move the network and the input to another")
+        if wrong := problem(x, "a floating-point tensor, e.g. x.float()"):
+            raise RuleError(f"{self._where()}: {wrong}")
         if step_mode == "m" and x.dim() < 2:
             raise RuleError(f"{self._where()}: the input has shape {list(x.shape)}; in step mode 'm' pass [T, N, *]")
         if step_mode == "m" and x.shape[0] == 0:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import snn_rules
-from snn_rules.kernels import Eager, _say_once, cuda, executor, launch
+from snn_rules.kernels import Eager, build, cuda, executor, launch
 from snn_rules.kernels.build import NoCompiler, compiler
 from snn_rules.kernels.program import program
 from snn_rules.kernels.steps import for_gpu
@@ -211,7 +211,7 @@ def test_a_cuda_tensor_finds_its_executor(monkeypatch: pytest.MonkeyPatch) -> No
     rule = rule_of("surrogate", {})
     x: Any = SimpleNamespace(device=torch.device("cuda", 0), is_cpu=False, is_cuda=True, shape=(5, 2, 3), dtype=torch.float32, numel=int)
     launch.forget()
-    _say_once.cache_clear()
+    build.say_once.cache_clear()
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.warns(UserWarning, match=r"'surrogate' runs on torch tensors, many times slower: CuPy cannot be imported .*; pip install"):
         assert type(executor(rule, x)) is Eager

@@ -246,7 +246,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(build, "cache_dir", lost)
-    build._say_once.cache_clear()
+    build.say_once.cache_clear()
     with pytest.warns(UserWarning, match=r"^kernels are kept in .*: Could not determine home directory.; set SNN_RULES_CACHE_DIR"):
         assert build.build('extern "C" int three() { return 3; }').three() == 3
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..rule import LearningRule, MalformedRule, RuleError
 from . import compiled, launch
-from .build import NoCompiler
+from .build import NoCompiler, say_once
 from .compiled import Compiled
 from .eager import Eager
 
@@ -40,7 +40,7 @@ def executor(rule: LearningRule, x: Tensor, recurrent: bool = False) -> Eager:
     except MalformedRule:
         raise
     except (NoCompiler, launch.NoCupy, RuleError) as cause:
-        _say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
+        say_once(f"{rule.name!r} runs on torch tensors, many times slower: {cause}")
         return _eager(str(cause))
 
 
@@ -52,8 +52,3 @@ def _eager(why: str) -> Eager:
     made = Eager()
     made.why = why
     return made
-
-
-@lru_cache(maxsize=64)
-def _say_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)

@@ -95,13 +95,14 @@ def build(source: str) -> ctypes.CDLL:
             failed.append(cause)
             continue
         if failed:
-            _say_once(f"kernels are kept in {path.parent}: {failed[0]}; set SNN_RULES_CACHE_DIR to a folder that can be written")
+            say_once(f"kernels are kept in {path.parent}: {failed[0]}; set SNN_RULES_CACHE_DIR to a folder that can be written")
         return library
     raise NoCompiler(f"no folder for compiled kernels can be written ({failed[-1]}); set SNN_RULES_CACHE_DIR")
 
 
-@lru_cache(maxsize=8)
-def _say_once(message: str) -> None:
+@lru_cache(maxsize=64)
+def say_once(message: str) -> None:
+    """A warning, once in this process."""
     warnings.warn(message, stacklevel=3)
 
 

@@ -15,9 +15,9 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from snn_rules import RecurrentNode, RuleError, RuleNode
+from snn_rules.inputs import problem
 from snn_rules.kernels import ops
 from snn_rules.kernels.autograd import Stuck
-from snn_rules.kernels.eager import DTYPES
 from snn_rules.kernels.transforms import refuse
 from snn_rules.neuron import warn_zero_gradient
 
@@ -52,14 +52,8 @@ class _Fused:
         where = f"layer {self.path!r} (stdbp)"
         if torch._C._are_functorch_transforms_active():
             raise refuse(where, "layers of spike times")
-        if not isinstance(x, Tensor):
-            raise RuleError(f"{where}: the input is a {type(x).__name__}; pass the spike times of rule.encode(x, T)")
-        if x.layout is not torch.strided:
-            raise RuleError(f"{where}: the input has the layout {x.layout}; pass a dense tensor, x.to_dense()")
-        if x.is_meta:
-            raise RuleError(f"{where}: the input is on device 'meta', which holds no values; move the network and the input to another")
-        if x.dtype not in DTYPES:
-            raise RuleError(f"{where}: the input is dtype {x.dtype}; pass the spike times of rule.encode(x, T)")
+        if wrong := problem(x, "the spike times of rule.encode(x, T)"):
+            raise RuleError(f"{where}: {wrong}")
         given = [w.detach() for w in weights if w is not None]
         if given[0].device != x.device:
             raise RuleError(f"{where}: the input is on {x.device}, its weights on {given[0].device}; move both to one device")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import warnings
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from snn_rules import RuleError, kernels
 from snn_rules.kernels import launch
-from snn_rules.kernels.build import NoCompiler, build
+from snn_rules.kernels.build import NoCompiler, build, say_once
 
 from . import event_cpp, event_cuda
 
@@ -150,13 +149,8 @@ def _loaded(rule: STDBP, dtype: torch.dtype, device: torch.device, forced: str) 
 
 
 def _slow(rule: STDBP, why: str) -> Eager:
-    _say_once(f"the event layers of {rule.name!r} run on torch tensors, many times slower: {why}")
+    say_once(f"the event layers of {rule.name!r} run on torch tensors, many times slower: {why}")
     return Eager(why)
-
-
-@lru_cache(maxsize=64)
-def _say_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
 
 
 class _FirstSpikes(torch.autograd.Function):

@@ -169,7 +169,7 @@ def test_layers_learn_through_the_launch_code(monkeypatch):
 
 def test_a_cuda_tensor_finds_its_executor(monkeypatch):
     times = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
-    for forget in (layer._loaded, layer._say_once):
+    for forget in (layer._loaded, build.say_once):
         forget.cache_clear()
     monkeypatch.setattr("snn_rules.kernels.FORCED", "")
     monkeypatch.setitem(sys.modules, "cupy", None)

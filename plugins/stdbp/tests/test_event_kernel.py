@@ -147,7 +147,7 @@ def test_the_rule_is_the_only_place_of_the_mathematics():
 
 
 def test_other_dtypes_and_mixed_ones_run_on_tensors_and_say_so_once():
-    layer._say_once.cache_clear()
+    build.say_once.cache_clear()
     times, weight = case(8, 3, 5, 4, torch.float32)
     with pytest.warns(UserWarning, match=r"run on torch tensors, many times slower: there are no kernels for times of") as said:
         for _ in range(2):
@@ -162,7 +162,7 @@ def test_without_a_compiler_it_says_so_once(monkeypatch):
     def fails(text):
         raise build.NoCompiler("neither g++ nor clang++ is installed")
 
-    layer._loaded.cache_clear(), layer._say_once.cache_clear()
+    layer._loaded.cache_clear(), build.say_once.cache_clear()
     monkeypatch.setattr(layer, "build", fails)
     try:
         times, weight = case(9, 3, 5, 4, torch.float64)
@@ -173,7 +173,7 @@ def test_without_a_compiler_it_says_so_once(monkeypatch):
             again = layer._FirstSpikes.apply(times.float(), weight.float(), RULE, lambda *_: None)
         torch.testing.assert_close(again, out.float())
     finally:
-        layer._loaded.cache_clear(), layer._say_once.cache_clear()
+        layer._loaded.cache_clear(), build.say_once.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:.tau. has no meaning")  # said once a process, by whichever test comes first
