@@ -177,11 +177,12 @@ def _layers(made):
 
 def overhead():
     """The table of benchmarks/overhead.py."""
-    head("rule", "node", "its kernels", "empty `autograd.Function`", "overhead", "without torch's")
+    head("T x N x features", "rule", "`LIFNode`", "node", "its kernels", "empty `autograd.Function`", "overhead", "without torch's")
     made = _results("overhead")
-    for rule, found in made["results"].items():
-        line(f"`{rule}`", *(f"{value:.0f}" for value in found.values()))
-    say("", f"Measured on {made['date']}, on a busy machine: read each beside the empty function.")
+    for found in made["results"]:
+        shape, rule, *times = found.values()
+        line(" x ".join(map(str, shape)), f"`{rule}`", *(f"{value:.0f}" for value in times))
+    say("", f"Measured on {made['date']}.")
 
 
 def head(*columns):

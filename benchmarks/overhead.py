@@ -1,9 +1,10 @@
-"""What a `RuleNode` costs beside its kernels: one forward and backward at a shape so small that the kernels cost almost nothing.
+"""What a `RuleNode` costs beside its kernels: one forward and backward, at a shape so small that the kernels cost almost nothing, and at
+the smallest shape of `snn-rules bench`.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py
+    OMP_NUM_THREADS=2 python benchmarks/overhead.py
 
-Three medians for each rule, in microseconds: the node (forward, backward through autograd; resets are not counted), its
-kernels alone (called with pointers that are ready), and an `autograd.Function` that does nothing, which torch itself takes.
+Medians for each rule, in microseconds: SpikingJelly's `LIFNode` and the node (forward, backward through autograd; resets are not counted),
+its kernels alone (called with pointers that are ready), and an `autograd.Function` that does nothing, which torch itself takes.
 The overhead is the node less its kernels; less torch's part, too, it is that of this package. Prints a table and writes
 `benchmarks/results/overhead.json`.
 """
@@ -21,12 +22,13 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from spikingjelly.activation_based import neuron
 
 import snn_rules
 from snn_rules.experiments import versions, write_json
 from snn_rules.kernels import compiled
 
-SHAPE = (5, 1, 16)
+SHAPES = (5, 1, 16), (5, 50, 800)
 NEURONS: dict[str, dict[str, float]] = {"surrogate": {}, "tssl": {}, "strsbp": {"v_threshold": 2.0}, "stdbp": {}}
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 
@@ -76,19 +78,21 @@ def kernels_of(node: snn_rules.RuleNode, x: torch.Tensor, g: torch.Tensor) -> Ca
     for index, tensors, T, M in seen:
         function, _, pack = loaded._run[index]
         calls.append((function, pack(*[0 if t is None else t.data_ptr() for t in tensors]), T, M))
-    return lambda: ([function(pointers, T, M, 1) for function, pointers, T, M in calls], seen)
+    threads = torch.get_num_threads() if x.numel() >= compiled.PARALLEL else 1
+    return lambda: ([function(pointers, T, M, threads) for function, pointers, T, M in calls], seen)
 
 
-def measure(rule: str, rounds: int) -> dict[str, float]:
+def measure(rule: str, shape: tuple[int, ...], rounds: int) -> dict[str, float]:
     torch.manual_seed(0)
-    node = snn_rules.RuleNode(rule, step_mode="m", **NEURONS[rule])
-    x, g = torch.rand(SHAPE, requires_grad=True), torch.randn(SHAPE)
+    node, stock = snn_rules.RuleNode(rule, step_mode="m", **NEURONS[rule]), neuron.LIFNode(step_mode="m")
+    x, g = torch.rand(shape, requires_grad=True), torch.randn(shape)
     runs: dict[str, Callable[[], object]] = {
+        "lifnode_us": lambda: torch.autograd.grad(stock(x), x, g),
         "node_us": lambda: torch.autograd.grad(node(x), x, g),
         "kernels_us": kernels_of(node, x, g),
         "empty_function_us": lambda: torch.autograd.grad(Nothing.apply(x), x, g),
     }
-    taken = medians(runs, node.reset, rounds)
+    taken = medians(runs, lambda: (node.reset(), stock.reset()), rounds)
     overhead = taken["node_us"] - taken["kernels_us"]
     return {**taken, "overhead_us": overhead, "own_us": overhead - taken["empty_function_us"]}
 
@@ -97,19 +101,19 @@ def main(
     rounds: Annotated[int, typer.Option(help="Counted rounds, of a hundred repetitions each.")] = 30,
     write: Annotated[bool, typer.Option(help="Write the results file.")] = True,
 ) -> None:
-    shape = "x".join(map(str, SHAPE))
-    columns = "rule", "node", "its kernels", "empty function", "overhead", "without torch's"
-    table, found = Table(*columns, title=f"forward + backward at {shape}, median us"), {}
-    for rule in NEURONS:
-        found[rule] = measure(rule, rounds)
-        table.add_row(rule, *(f"{value:.1f}" for value in found[rule].values()))
+    columns = "T x N x features", "rule", "LIFNode", "node", "its kernels", "empty function", "overhead", "without torch's"
+    table, found = Table(*columns, title="forward + backward, median us"), []
+    for shape in SHAPES:
+        for rule in NEURONS:
+            taken = measure(rule, shape, rounds)
+            found.append({"shape": shape, "rule": rule, **taken})
+            table.add_row(" x ".join(map(str, shape)), rule, *(f"{value:.1f}" for value in taken.values()))
     about = {
         "date": date.today().isoformat(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "machine": platform.processor() or platform.machine(),
         "versions": versions(),
-        "shape": shape,
         "repeats": 100 * rounds,
     }
     Console(width=120).print(table)
