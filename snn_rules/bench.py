@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"strsbp": {"v_threshold": 2.0}}  # its own
 LENGTHS = (50, 100, 200, 400, 800, 1600)
 NEURONS = (6400, 25600, 131072)  # of the table over lengths: caches hold the first's longest train, and of the last hardly the shortest
 STREAM = (8, 2097152)  # 67 MB
+YOUNG, MEASURED = 100, 500  # milliseconds: until memory, clock and Python's own caches of a process have settled; and of runs then, at least
 TRIAD = """
 #include <cstdint>
 extern "C" void triad(void** p, int64_t n, int threads) {
@@ -97,7 +98,9 @@ def one_neuron(who: str, shape: Sequence[int], repeats: int) -> dict[str, float]
         node.reset()
         x.grad = None
 
-    return {"ms": milliseconds(step, repeats), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    once = milliseconds(step, 3)
+    ms = milliseconds(step, max(repeats, int(MEASURED / once)), 3 + int(YOUNG / once))
+    return {"ms": ms, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 # ---- kernels alone -----------------------------------------------------------------------------------------------------

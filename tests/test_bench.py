@@ -40,8 +40,8 @@ def test_every_table(small, monkeypatch, tmp_path):
     assert {"threads", "load", "versions", "date"} <= made.keys()
     (row,) = made["neurons"]
     ms = {who: row[who]["ms"] for who in ("copy", "LIFNode", "tssl", "strsbp")}
-    assert row["shape"] == [2, 3, 4] and list(ms.values()) == [1, 2, 3, 4] and row["copy"]["peak_mb"] > 0
-    assert all(row[who]["ratio"] == 2.0 / ms[who] for who in ms)  # times faster than LIFNode
+    assert row["shape"] == [2, 3, 4] and list(ms.values()) == [2, 4, 6, 8] and row["copy"]["peak_mb"] > 0
+    assert all(row[who]["ratio"] == 4.0 / ms[who] for who in ms)  # times faster than LIFNode
     assert [(row["rule"], row["kernel"]) for row in made["stream"]][:3] == [("", "triad"), ("tssl", "forward"), ("tssl", "backward 0")]
     triad, forward = made["stream"][:2]
     taken = 12 * 8 * 64 / 1e6 / triad["GB/s"]  # milliseconds
@@ -71,3 +71,11 @@ def test_without_a_compiler_there_is_nothing_to_measure(monkeypatch):
 def test_neurons_run_in_processes_of_their_own(monkeypatch):
     (row,) = bench.neurons(["stdbp"], [(2, 1, 3)], repeats=2)
     assert all(row[who]["ms"] > 0 for who in ("copy", "LIFNode", "stdbp"))
+
+
+@pytest.mark.parametrize(("once", "repeats", "warm"), [(0.5, 1000, 203), (300.0, 25, 3)])
+def test_small_neurons_run_until_their_process_is_no_longer_young(monkeypatch, once, repeats, warm):
+    asked = []
+    monkeypatch.setattr(bench, "milliseconds", lambda run, *how: asked.append(how) or once)
+    assert bench.one_neuron("copy", (2, 1, 3), 25)["ms"] == once
+    assert asked == [(3,), (repeats, warm)]
