@@ -17,7 +17,7 @@ def problem(x: Any, wanted: str) -> str | None:
         return f"the input is {given}; pass {wanted}"
     if x.layout is not torch.strided or x.is_nested:
         given = "is nested" if x.is_nested else f"has the layout {x.layout}"
-        return f"the input {given}; pass a dense tensor, x.to_{'padded_tensor(0.0)' if x.is_nested else 'dense()'}"
+        return f"the input {given}; pass a dense tensor, {'see torch.nested.to_padded_tensor' if x.is_nested else 'x.to_dense()'}"
     if x.is_meta:
         return "the input is on device 'meta', which holds no values; move the network and the input to another"
     return None

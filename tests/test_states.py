@@ -63,7 +63,7 @@ def test_single_steps_under_torch_func_and_nested_tensors_are_refused() -> None:
     with pytest.raises(RuleError, match=r"^RuleNode \(surrogate\): torch.func cannot transform single steps; "):
         torch.func.grad(lambda x: node(x).sum())(torch.rand(2, 3))
     nested = torch.nested.nested_tensor([torch.rand(2, 3), torch.rand(2, 3)], layout=torch.strided)
-    with pytest.raises(RuleError, match=r"^RuleNode \(surrogate\): the input is nested; pass a dense tensor, x.to_padded_tensor\(0.0\)$"):
+    with pytest.raises(RuleError, match=r"^RuleNode \(surrogate\): the input is nested; pass a dense tensor, see torch.nested.to_padded_tensor$"):
         node(nested)
 
 

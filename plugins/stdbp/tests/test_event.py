@@ -279,6 +279,16 @@ def test_each_layer_keeps_the_threshold_of_its_neuron():
     assert [net[0].rule.v_threshold, net[2].rule.v_threshold] == [1.5, 1.5]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_refused():
+    net = snn_rules.convert(nn.Sequential(nn.Linear(3, 2), neuron.LIFNode(decay_input=False)), RULE)
+    nested = torch.nested.nested_tensor([torch.rand(2, 3), torch.rand(1, 3)], layout=torch.strided)
+    with pytest.raises(
+        snn_rules.RuleError, match=r"^layer '0' \(stdbp\): the input is nested; pass a dense tensor, see torch.nested.to_padded_tensor$"
+    ):
+        net[0](nested)
+
+
 def test_paper_mode_has_the_options_off():
     rule = snn_rules.get_rule("stdbp", mode="event", paper=True)
     assert rule.encode(torch.tensor([[0.0, 1.0]]), 1).tolist() == [[[1.0, 0.0]]]
