@@ -99,7 +99,7 @@ def one_neuron(who: str, shape: Sequence[int], repeats: int) -> dict[str, float]
         x.grad = None
 
     once = milliseconds(step, 3)
-    ms = milliseconds(step, max(repeats, int(MEASURED / once)), 3 + int(YOUNG / once))
+    ms = milliseconds(step, max(repeats, int(MEASURED / once)), int(YOUNG / once))
     return {"ms": ms, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 

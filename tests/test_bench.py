@@ -73,7 +73,7 @@ def test_neurons_run_in_processes_of_their_own(monkeypatch):
     assert all(row[who]["ms"] > 0 for who in ("copy", "LIFNode", "stdbp"))
 
 
-@pytest.mark.parametrize(("once", "repeats", "warm"), [(0.5, 1000, 203), (300.0, 25, 3)])
+@pytest.mark.parametrize(("once", "repeats", "warm"), [(0.5, 1000, 200), (300.0, 25, 0)])
 def test_small_neurons_run_until_their_process_is_no_longer_young(monkeypatch, once, repeats, warm):
     asked = []
     monkeypatch.setattr(bench, "milliseconds", lambda run, *how: asked.append(how) or once)

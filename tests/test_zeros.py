@@ -191,7 +191,7 @@ def test_what_goes_its_usual_way(taken, monkeypatch):
 def test_without_a_compiler_it_says_so_once(taken, monkeypatch):
     monkeypatch.setattr(build, "compiler", lambda: (_ for _ in ()).throw(build.NoCompiler("neither g++ nor clang++ is installed")))
     zeros._kernels.cache_clear()
-    zeros._failure.cache_clear()
+    zeros._failure.cache_clear(), build.say_once.cache_clear()
     net, x = nn.Linear(40, 30).double(), spikes(60, 40)
     try:
         with snn_rules.skip_zeros():

@@ -150,7 +150,7 @@ def test_what_goes_its_usual_way(taken, monkeypatch):
 def test_without_a_compiler_it_says_so_and_torch_convolves(taken, monkeypatch):
     monkeypatch.setattr(build, "compiler", lambda: (_ for _ in ()).throw(build.NoCompiler("neither g++ nor clang++ is installed")))
     zeros_conv._kernels.cache_clear()
-    zeros._failure.cache_clear()
+    zeros._failure.cache_clear(), build.say_once.cache_clear()
     x, weight = spikes(12, 4, 9, 9), torch.randn(8, 4, 3, 3, dtype=torch.float64)
     wanted = F.conv2d(x, weight)
     try:

@@ -8,7 +8,6 @@ go in the order of the inputs and of the rows, whatever the number of threads.
 from __future__ import annotations
 
 import ctypes
-import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .build import NoCompiler, build
+from .build import NoCompiler, build, say_once
 from .prelude import prelude
 
 PARALLEL = 65536  # inputs below which a second thread costs more than it gains
@@ -180,7 +179,7 @@ def _failure(dtype: torch.dtype, load: Callable[[torch.dtype], object]) -> str |
     try:
         load(dtype)
     except NoCompiler as cause:
-        warnings.warn(f"matrix products go over the zeros of spike trains, too, several times slower: {cause}", stacklevel=2)
+        say_once(f"matrix products go over the zeros of spike trains, too, several times slower: {cause}")
         return str(cause)
     return None
 
