@@ -81,6 +81,7 @@ def lens():
 def bench():
     """The tables of `snn-rules bench`, from their results."""
     made, kernels = _results("bench"), _results("bench-kernels")
+    say(f"{_measured(made)}.", "")
     say("One layer, forward and backward, autograd included (median ms, and times faster than `LIFNode`):", "")
     who = _layers(made)
     last = made["neurons"][-1]
@@ -95,11 +96,7 @@ def bench():
     head("neurons", "rule", *(f"T = {T}" for T in lengths), "last / first")
     for row in kernels["lengths"]:
         line(f"{row['neurons']:,}", row["rule"], *(f"{row['ms'][T]:.2f}" for T in lengths), f"{row['ratio']:.1f}")
-    say("", "A training step of 784-400-400-10, batch 100 (ms, in products alone, times faster than `LIFNode`'s):", "")
-    head("T", *(name for name in kernels["steps"][0] if name != "T"))
-    for row in kernels["steps"]:
-        cells = [f"{cell['ms']:.1f} ({cell['of_products']:.2f}, {cell['ratio']:.1f}x)" for name, cell in row.items() if name != "T"]
-        line(str(row["T"]), *cells)
+    _steps(kernels)
     say("", "Until the kernels of a rule can run (ms): traced, emitted and compiled, or from the cache:", "")
     head("rule", "kernels", "cold", "warm")
     for row in kernels["starts"]:
@@ -114,6 +111,14 @@ def narrow():
     say("", f"    OMP_NUM_THREADS={made['threads']} SNN_RULES_CXXFLAGS=-mno-avx512f {made['command']}")
 
 
+def elsewhere():
+    """The layers and the training steps of `snn-rules bench` on another machine."""
+    made = _results("bench-zen4")
+    say(f"The same layers and training steps on two cores of another machine ({made['machine']}, {made['date']}), by the same commands:", "")
+    _layers(made)
+    _steps(_results("bench-kernels-zen4"))
+
+
 def event():
     """What benchmarks/event.py measured."""
     made = _results("event")
@@ -121,7 +126,7 @@ def event():
     say(
         f"STDBP's event layer, 784-400, batch 128, a fifth of the inputs active: {small['ms']:.2f} ms forward and backward,"
         f"\n{small['ratio']:.0f} times faster than the same mathematics by torch's `sort` and `cumsum` ({small['peer_ms']:,.0f} ms); "
-        f"at 784-800 and batch 512, {large['ms']:.1f} ms and {memory['MB']:.0f} MB of memory\nbeyond its tensors. Measured on {made['date']}.",
+        f"at 784-800 and batch 512, {large['ms']:.1f} ms and {memory['MB']:.0f} MB of memory\nbeyond its tensors. {_measured(made)}.",
         "",
         f"    {made['command']}",
     )
@@ -136,7 +141,7 @@ def recurrent():
             rule, T = name.split(", T=")
             line(title + rule, T, *(f"{row[by]['ms']:.0f} ms" if by in row else "" for by in ("kernels", "eager", "products")))
             title = ""
-    say("", f"Measured on {made['date']}.")
+    say("", f"{_measured(made)}.")
 
 
 def zeros():
@@ -159,7 +164,7 @@ def zeros():
             f"p{row['padding']}" if row["padding"] else ""
         )
         line(what, f"{row['images']:,}", f"{100 * row['density']:g} %", *times)
-    say("", f"Measured on {made['date']}; one input in twenty of the steps' is not zero.")
+    say("", f"{_measured(made)}; one input in twenty of the steps' is not zero.")
 
 
 def _results(name):
@@ -175,14 +180,26 @@ def _layers(made):
     return who
 
 
+def _steps(made):
+    say("", "A training step of 784-400-400-10, batch 100 (ms, in products alone, times faster than `LIFNode`'s):", "")
+    head("T", *(name for name in made["steps"][0] if name != "T"))
+    for row in made["steps"]:
+        cells = [f"{cell['ms']:.1f} ({cell['of_products']:.2f}, {cell['ratio']:.1f}x)" for name, cell in row.items() if name != "T"]
+        line(str(row["T"]), *cells)
+
+
+def _measured(made):
+    return f"Measured on {made['date']}, {made['machine']}"
+
+
 def overhead():
     """The table of benchmarks/overhead.py."""
-    head("T x N x features", "rule", "`LIFNode`", "node", "its kernels", "empty `autograd.Function`", "overhead", "without torch's")
+    head("T x N x features", "rule", "`LIFNode`", "node", "its kernels", "empty `autograd.Function`", "overhead", "without torch's", "node, cold")
     made = _results("overhead")
     for found in made["results"]:
         shape, rule, *times = found.values()
         line(" x ".join(map(str, shape)), f"`{rule}`", *(f"{value:.0f}" for value in times))
-    say("", f"Measured on {made['date']}.")
+    say("", f"{_measured(made)}.")
 
 
 def head(*columns):

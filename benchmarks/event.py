@@ -7,12 +7,10 @@ layer, autograd included, the median of its runs, and of the rounds in which it 
 process grows by over such a step.
 """
 
-import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 
 import snn_rules
 from snn_rules.bench import milliseconds
-from snn_rules.experiments import versions, write_json
+from snn_rules.experiments import surroundings, write_json
 
 RESULTS = Path(__file__).parent / "results" / "event.json"
 RULE = snn_rules.get_rule("stdbp", mode="event")
@@ -133,7 +131,7 @@ def growth_in_a_process(batch: int, inputs: int, outputs: int) -> dict[str, Any]
 
 
 def main() -> None:
-    load = os.getloadavg()[0]
+    around = surroundings(RULE)
     rows, memory = [compare(*LINEAR[0]), ours_alone(*LINEAR[1]), convolution()], growth_in_a_process(*LINEAR[1])
     table = Table(
         "layer", "batch", "ms", "sort + cumsum, ms", "ratio", "neurons that fire", title=f"forward + backward, {torch.get_num_threads()} threads"
@@ -145,10 +143,7 @@ def main() -> None:
     print(f"{memory['layer']}, batch {memory['batch']}: {memory['MB']:.1f} MB; one [batch, in, out] tensor is {memory['one_peer_tensor_MB']:.0f} MB")
     about = {
         "command": "OMP_NUM_THREADS=2 python benchmarks/event.py",
-        "date": date.today().isoformat(),
-        "versions": versions(RULE),
-        "threads": torch.get_num_threads(),
-        "load_before": load,
+        **around,
         "dtype": "float32",
         "active_inputs": ACTIVE,
         "medians_of": {"rounds": ROUNDS, "layer": RUNS, "peer": 1},

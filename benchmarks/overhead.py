@@ -4,17 +4,15 @@ the smallest shape of `snn-rules bench`.
     OMP_NUM_THREADS=2 python benchmarks/overhead.py
 
 Medians for each rule, in microseconds: SpikingJelly's `LIFNode` and the node (forward, backward through autograd; resets are not counted),
-its kernels alone (called with pointers that are ready), and an `autograd.Function` that does nothing, which torch itself takes.
+the node's kernels alone (called with pointers that are ready), an `autograd.Function` that does nothing, which torch itself takes, and
+the node after 4 MB of other memory were touched, as the layers around it do ("cold").
 The overhead is the node less its kernels; less torch's part, too, it is that of this package. Prints a table and writes
 `benchmarks/results/overhead.json`.
 """
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +23,7 @@ from rich.table import Table
 from spikingjelly.activation_based import neuron
 
 import snn_rules
-from snn_rules.experiments import versions, write_json
+from snn_rules.experiments import surroundings, write_json
 from snn_rules.kernels import compiled
 
 SHAPES = (5, 1, 16), (5, 50, 800)
@@ -92,16 +90,18 @@ def measure(rule: str, shape: tuple[int, ...], rounds: int) -> dict[str, float]:
         "kernels_us": kernels_of(node, x, g),
         "empty_function_us": lambda: torch.autograd.grad(Nothing.apply(x), x, g),
     }
+    other = torch.zeros(1 << 20)
+    cold = medians({"cold_node_us": runs["node_us"]}, lambda: (node.reset(), other.add_(1.0)), rounds)
     taken = medians(runs, lambda: (node.reset(), stock.reset()), rounds)
     overhead = taken["node_us"] - taken["kernels_us"]
-    return {**taken, "overhead_us": overhead, "own_us": overhead - taken["empty_function_us"]}
+    return {**taken, "overhead_us": overhead, "own_us": overhead - taken["empty_function_us"], **cold}
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Counted rounds, of a hundred repetitions each.")] = 30,
     write: Annotated[bool, typer.Option(help="Write the results file.")] = True,
 ) -> None:
-    columns = "T x N x features", "rule", "LIFNode", "node", "its kernels", "empty function", "overhead", "without torch's"
+    columns = "T x N x features", "rule", "LIFNode", "node", "its kernels", "empty function", "overhead", "without torch's", "node, cold"
     table, found = Table(*columns, title="forward + backward, median us"), []
     for shape in SHAPES:
         for rule in NEURONS:
@@ -109,11 +109,7 @@ def main(
             found.append({"shape": shape, "rule": rule, **taken})
             table.add_row(" x ".join(map(str, shape)), rule, *(f"{value:.1f}" for value in taken.values()))
     about = {
-        "date": date.today().isoformat(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "machine": platform.processor() or platform.machine(),
-        "versions": versions(),
+        **surroundings(),
         "repeats": 100 * rounds,
     }
     Console(width=120).print(table)

@@ -8,14 +8,11 @@ In the rows of eager torch the recurrent layer alone runs so; feed-forward neuro
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -118,19 +115,14 @@ def main(only: Annotated[str, typer.Option(help="what,rule,T,executor: measure t
         what, rule, T, executor = only.split(",")
         print(json.dumps(measure(what, rule, int(T), executor == "eager")))
         return
-    import torch
     from rich.console import Console
     from rich.table import Table
 
-    from snn_rules.experiments import versions, write_json
+    from snn_rules.experiments import surroundings, write_json
 
     about = {
         "command": "OMP_NUM_THREADS=2 python benchmarks/recurrent.py",
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-        "machine": platform.processor() or platform.machine(),
+        **surroundings(),
         "batch": BATCH,
         "features": FEATURES,
         "dtype": "float32",

@@ -6,13 +6,10 @@ Median milliseconds of the layers' products, and of training steps (forward, los
 Prints three tables and writes `benchmarks/results/zeros.json`.
 """
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +22,7 @@ from spikingjelly.activation_based import functional
 from torch.nn.grad import conv2d_weight
 
 import snn_rules
-from snn_rules.experiments import versions, write_json
+from snn_rules.experiments import surroundings, write_json
 from snn_rules.kernels import zeros, zeros_conv
 from snn_rules.network import network
 
@@ -113,11 +110,7 @@ def main(rounds: Annotated[int, typer.Option(help="Repetitions of which the medi
     snn_rules.tune_cpu_allocator()  # or the first results would pay for fresh memory
     about = {
         "command": "OMP_NUM_THREADS=2 python benchmarks/zeros.py",
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-        "machine": platform.processor() or platform.machine(),
+        **surroundings(),
         "rows": ROWS,
         "batch": BATCH,
         "dtype": "float32",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import bench
 from .console import out, progress, table
-from .experiments import versions, write_json
+from .experiments import surroundings, write_json
 from .kernels.build import NoCompiler
 from .registry import get_rule
 from .rule import RuleError
@@ -26,7 +22,7 @@ def run(command: str, rules: Sequence[str], wanted: Sequence[str], rounds: int, 
     if unknown:
         raise RuleError(f"bench: there is no table {unknown[0]!r}; there are {', '.join(TABLES)}")
     configured = [get_rule(name) for name in rules]
-    found: dict[str, list[Row]] = {}
+    about, found = {"command": command, **surroundings(*configured)}, dict[str, list[Row]]()
     for name in wanted:
         title, make, show = TABLES[name]
         with progress() as bar:
@@ -39,8 +35,6 @@ def run(command: str, rules: Sequence[str], wanted: Sequence[str], rounds: int, 
                 raise RuleError(f"bench: there are no kernels to measure: {cause}") from cause
         out.print(f"\n{title}", style="bold", soft_wrap=True)
         out.print(_shown(show(found[name])))
-    threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    about = {"command": command, "date": date.today().isoformat(), "versions": versions(*configured), "threads": threads, "load": load}
     if path:
         write_json(path, {**about, **found})
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .console import table
-from .experiments import versions
+from .experiments import machine, versions
 from .kernels import build, executor, zeros, zeros_conv
 from .kernels.launch import remedy
 from .recurrent import check_recurrent
@@ -26,6 +26,7 @@ def examine(known: Mapping[str, RuleInfo], kernels: bool = False) -> dict[str, A
     """The report on the rules `known`; with `kernels`, theirs are compiled for every architecture."""
     cuda, found = torch.cuda.is_available(), [_rule(info) for info in sorted(known.values(), key=lambda info: info.name)]
     report: dict[str, Any] = versions() | {
+        "machine": machine(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "compiler": _compiler(),
         "cache": str(build.cache_dir()),

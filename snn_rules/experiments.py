@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -193,6 +197,20 @@ def versions(*chosen: LearningRule) -> dict[str, str]:
     known = rules()
     owners = {known[rule.name].distribution: known[rule.name].version for rule in chosen if rule.name in known}
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "spikingjelly", "snn-rules")}, **owners}
+
+
+def machine() -> str:
+    """The processor's name, where Linux or Python knows it."""
+    with suppress(OSError):
+        if named := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return named[1]
+    return platform.processor() or platform.machine()
+
+
+def surroundings(*chosen: LearningRule) -> dict[str, Any]:
+    """When, where and with what something is measured."""
+    load = os.getloadavg()[0]  # 1 is one busy core
+    return {"date": date.today().isoformat(), "machine": machine(), "threads": torch.get_num_threads(), "load": load, "versions": versions(*chosen)}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ def test_every_table(small, monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     made = json.loads(file.read_text())
     assert made["command"].startswith("snn-rules bench --rules tssl,strsbp")
-    assert {"threads", "load", "versions", "date"} <= made.keys()
+    assert {"threads", "load", "versions", "date", "machine"} <= made.keys()
     (row,) = made["neurons"]
     ms = {who: row[who]["ms"] for who in ("copy", "LIFNode", "tssl", "strsbp")}
     assert row["shape"] == [2, 3, 4] and list(ms.values()) == [2, 4, 6, 8] and row["copy"]["peak_mb"] > 0

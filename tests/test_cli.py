@@ -101,7 +101,9 @@ def test_info_shows_units_ranges_and_choices() -> None:
 
 def test_doctor() -> None:
     report = json.loads(done("doctor", "--json"))
-    assert {"python", "torch", "spikingjelly", "snn-rules", "threads", "compiler", "cache", "cuda", "driver", "cupy", "rules"} <= set(report)
+    assert {"python", "torch", "spikingjelly", "snn-rules", "machine", "threads", "compiler", "cache", "cuda", "driver", "cupy", "rules"} <= set(
+        report
+    )
     loaded = {rule["name"]: rule for rule in report["rules"]}
     assert loaded["tssl"]["loads"] and loaded["tssl"]["executor"] and loaded["tssl"]["why"] and loaded["tssl"]["distribution"] == "snn-rules-tssl"
     assert loaded["stdbp"]["own layers"] and not loaded["tssl"]["own layers"]
