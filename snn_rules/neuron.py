@@ -142,7 +142,7 @@ class RuleNode(neuron.BaseNode):
         state = self._state(x_seq, given)
         if in_backward():
             return self._again(x_seq, state, left=given["v"] is report.last)
-        self._check(x_seq, "m", states=given)
+        self._check(x_seq, "m", given)
         report.warm |= bool(state) and (x_seq.requires_grad or not torch.is_grad_enabled())  # a checkpoint may have run it
         spikes, after = self._run(x_seq, state)
         self._memories.update(after)
@@ -167,7 +167,7 @@ class RuleNode(neuron.BaseNode):
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         given = dict(zip(self._memories, states, strict=True))
-        self._check(inputs[0], "m", states=given)
+        self._check(inputs[0], "m", given)
         spikes, after = self._run(inputs[0], self._state(inputs[0], given))
         return (spikes,), tuple(after[name] for name in self._memories)
 
@@ -177,7 +177,7 @@ class RuleNode(neuron.BaseNode):
         x, given = inputs[0], dict(zip(self._memories, states, strict=True))
         if torch._C._are_functorch_transforms_active():
             raise refuse(self._where(), "single steps")
-        self._check(x, "s", states=given)
+        self._check(x, "s", given)
         if x.requires_grad and torch.is_grad_enabled() and not self.rule.capabilities.single_step:
             raise RuleError(
                 f"{self._where()} is in step mode 's', but {self.rule.name!r} learns from the whole spike train: "
@@ -193,7 +193,7 @@ class RuleNode(neuron.BaseNode):
         spikes = run(job, x)
         if not job.finite:
             self._check_finite(x, job.state)
-        if self.store_v_seq:
+        if job.record:
             self.v_seq = job.recorded
         return spikes, job.state
 
@@ -258,7 +258,7 @@ class RuleNode(neuron.BaseNode):
     def _where(self) -> str:
         return f"neuron {self.path!r} ({self.rule.name})" if self.path else f"{type(self).__name__} ({self.rule.name})"
 
-    def _check(self, x: Any, step_mode: str, weight: Tensor | None = None, states: Mapping[str, Any] | None = None) -> None:
+    def _check(self, x: Any, step_mode: str, states: Mapping[str, Any], weight: Tensor | None = None) -> None:
         if wrong := problem(x, "a floating-point tensor, e.g. x.float()"):
             raise RuleError(f"{self._where()}: {wrong}")
         if step_mode == "m" and x.dim() < 2:
@@ -268,13 +268,13 @@ class RuleNode(neuron.BaseNode):
         learns = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
         if not learns or in_backward():
             return
-        held = [value for value in (states or {}).values() if isinstance(value, Tensor)]
-        if held and (self._report.learns or (step_mode == "m" and any(value.requires_grad for value in held))):
-            raise RuleError(
-                f"{self._where()}: its state comes from a train that it learns from already, and {self.rule.name!r} learns from whole trains; "
-                f"call functional.reset_net(net) after each training step, or functional.detach_net(net) to go on with the train; "
-                f"let nothing cut a train, such as memopt's can_chunk, and have a neuron at one place of the network only"
-            )
+        for value in states.values():
+            if isinstance(value, Tensor) and (self._report.learns or (step_mode == "m" and value.requires_grad)):
+                raise RuleError(
+                    f"{self._where()}: its state comes from a train that it learns from already, and {self.rule.name!r} learns from whole trains; "
+                    f"call functional.reset_net(net) after each training step, or functional.detach_net(net) to go on with the train; "
+                    f"let nothing cut a train, such as memopt's can_chunk, and have a neuron at one place of the network only"
+                )
         self._report.learns |= step_mode == "m"
 
     def _check_finite(self, x: Tensor, state: State) -> None:

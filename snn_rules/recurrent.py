@@ -48,7 +48,7 @@ def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | 
             f"{node._where()}: a checkpoint runs a recurrent layer again, from the state that it left; "
             f"use spikingjelly.activation_based.memopt.checkpoint_module, which keeps the states"
         )
-    node._check(x, "m", weight, given)
+    node._check(x, "m", given, weight)
     if weight.device != x.device:
         raise RuleError(f"{node._where()}: the input is on {x.device}, its recurrent weights on {weight.device}; move both to one device")
     state = node._state(x, given)
@@ -58,7 +58,7 @@ def _run(node: RuleNode, x: Tensor, weight: Tensor, y: Any, x_weights: Tensor | 
     spikes = run(job, x.to(dtype), weight.to(dtype), None if x_weights is None else x_weights.to(dtype))
     if not job.finite:
         node._check_finite(x, job.state)
-    if node.store_v_seq:
+    if job.record:
         node.v_seq = job.recorded
     node._memories.update((name, job.state[name]) for name in node._memories)
     node._report.last = job.state["v"]

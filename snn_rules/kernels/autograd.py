@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +62,7 @@ class Job:
 
     def forward(self, x: Tensor, weight: Tensor | None, learns: bool = True) -> tuple[Tensor, Sequence[Any]]:
         """The spikes, and what the backward pass needs."""
-        with _own_dtype(x):
-            spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record, learns)
+        spikes, self.state, tape, self.recorded = self.run_by.forward(self.rule, x, self.state, weight, self.record, learns)
         self.about, self.finite = tape.about, tape.finite
         return spikes, tape.values
 
@@ -83,6 +81,9 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     `x_weights` has the values of `x`; the gradient it receives is the one meant for the weights that made `x`.
     Afterwards `job.state` is the state after the last step, detached.
     """
+    if weight is not None and torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):  # products with recurrent weights, too, are made in the dtype of the state
+            return run(job, x, weight, x_weights)
     job.run_by = executor(job.rule, x, weight is not None)
     if (dtype := x.dtype) is not (inside := state_dtype(x)) and not (job.run_by.converts and weight is None):
         return run(job, x.to(inside), weight, x_weights).to(dtype)
@@ -107,12 +108,6 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     return spikes
 
 
-def _own_dtype(x: Tensor) -> AbstractContextManager[object]:
-    """Products with recurrent weights, too, are made in the dtype of the state: autocast is off inside, on the way back as well."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
 class _Learn(torch.autograd.Function):
     """A layer of neurons: forward by the rule's steps, backward by its sweeps."""
 
@@ -129,11 +124,11 @@ class _Learn(torch.autograd.Function):
             return once_differentiable(_Learn.backward)(ctx, g)
         job, (weight, *values) = ctx.job, ctx.saved_tensors
         tape = Tape(values, job.about)
-        with _own_dtype(g):
-            if weight is None:
-                dx, neurons = job.run_by.backward(job.rule, tape, g)
-                job.passed(g, dx, neurons)
-                return dx, None
+        if weight is None:
+            dx, neurons = job.run_by.backward(job.rule, tape, g)
+            job.passed(g, dx, neurons)
+            return dx, None
+        with torch.autocast(g.device.type, enabled=False):
             dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
         job.passed(g, dx, neurons)
         return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None
