@@ -131,7 +131,13 @@ def growth_in_a_process(batch: int, inputs: int, outputs: int) -> dict[str, Any]
 
 
 def main() -> None:
-    around = surroundings(RULE)
+    about = {
+        "command": "OMP_NUM_THREADS=2 python benchmarks/event.py",
+        **surroundings(RULE),
+        "dtype": "float32",
+        "active_inputs": ACTIVE,
+        "medians_of": {"rounds": ROUNDS, "layer": RUNS, "peer": 1},
+    }
     rows, memory = [compare(*LINEAR[0]), ours_alone(*LINEAR[1]), convolution()], growth_in_a_process(*LINEAR[1])
     table = Table(
         "layer", "batch", "ms", "sort + cumsum, ms", "ratio", "neurons that fire", title=f"forward + backward, {torch.get_num_threads()} threads"
@@ -141,13 +147,6 @@ def main() -> None:
         table.add_row(row["layer"], str(row["batch"]), f"{row['ms']:.2f}", *peers, f"{row['fired']:.0%}")
     Console(width=120).print(table)
     print(f"{memory['layer']}, batch {memory['batch']}: {memory['MB']:.1f} MB; one [batch, in, out] tensor is {memory['one_peer_tensor_MB']:.0f} MB")
-    about = {
-        "command": "OMP_NUM_THREADS=2 python benchmarks/event.py",
-        **around,
-        "dtype": "float32",
-        "active_inputs": ACTIVE,
-        "medians_of": {"rounds": ROUNDS, "layer": RUNS, "peer": 1},
-    }
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, {**about, "time": rows, "memory": memory})
 

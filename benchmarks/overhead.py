@@ -102,16 +102,13 @@ def main(
     write: Annotated[bool, typer.Option(help="Write the results file.")] = True,
 ) -> None:
     columns = "T x N x features", "rule", "LIFNode", "node", "its kernels", "empty function", "overhead", "without torch's", "node, cold"
+    about = {**surroundings(), "repeats": 100 * rounds}
     table, found = Table(*columns, title="forward + backward, median us"), []
     for shape in SHAPES:
         for rule in NEURONS:
             taken = measure(rule, shape, rounds)
             found.append({"shape": shape, "rule": rule, **taken})
             table.add_row(" x ".join(map(str, shape)), rule, *(f"{value:.1f}" for value in taken.values()))
-    about = {
-        **surroundings(),
-        "repeats": 100 * rounds,
-    }
     Console(width=120).print(table)
     if write:
         write_json(RESULTS, {**about, "results": found})

@@ -1,7 +1,7 @@
 """Half precision, converted inside the kernels: the bits of x.float(), the float32 kernels, and .to(dtype) around them."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,8 +9,10 @@ import torch
 import snn_rules
 from snn_rules.kernels import Compiled, compiled, executor, ops
 from snn_rules.ops import heaviside
-from snn_rules.rule import LearningRule, sweep
+from snn_rules.rule import LearningRule, Values, sweep
 from snn_rules.testing import nvrtc, proof
+
+from .test_kernels import TwiceBack, signal
 
 HALVES = [torch.float16, torch.bfloat16]
 both = pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
@@ -146,3 +148,19 @@ def test_ptx_of_numbers_beyond_and_below(dtype, proven):
 def test_every_architecture_without_spills(dtype, proven):
     rows = [row for rule in RULES for row in proof.resources(snn_rules.get_rule(rule), proven if rule == "tssl" else proven[:1], dtype=dtype)]
     assert all(row.compiled and not row.spills for row in rows if row.kernel in ("forward", "backward0"))
+
+
+def test_autocast_leaves_a_product_of_between_alone():
+    @dataclass(frozen=True)
+    class Mixed(TwiceBack):
+        def between(self, sums: Any) -> Values:
+            return {"share": torch.mm(sums.total, sums.fading.T @ sums.fading)}
+
+    x, g = signal(Mixed(), 9, (4, 11), torch.float32)
+    found = []
+    for on in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            leaf = x.clone().requires_grad_()
+            snn_rules.RuleNode(Mixed(), step_mode="m")(leaf).backward(g)
+        found.append(leaf.grad)
+    assert found[0].any() and torch.equal(*found)

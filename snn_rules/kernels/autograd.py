@@ -81,8 +81,8 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     `x_weights` has the values of `x`; the gradient it receives is the one meant for the weights that made `x`.
     Afterwards `job.state` is the state after the last step, detached.
     """
-    if weight is not None and torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):  # products with recurrent weights, too, are made in the dtype of the state
+    if _autocast(x):  # products, with recurrent weights or in a rule's `between`, are made in the dtype of the state
+        with torch.autocast(x.device.type, enabled=False):
             return run(job, x, weight, x_weights)
     job.run_by = executor(job.rule, x, weight is not None)
     if (dtype := x.dtype) is not (inside := state_dtype(x)) and not (job.run_by.converts and weight is None):
@@ -108,6 +108,10 @@ def run(job: Job, x: Tensor, weight: Tensor | None = None, x_weights: Tensor | N
     return spikes
 
 
+def _autocast(x: Tensor) -> bool:
+    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type)  # the first costs a fifth of the second
+
+
 class _Learn(torch.autograd.Function):
     """A layer of neurons: forward by the rule's steps, backward by its sweeps."""
 
@@ -122,14 +126,16 @@ class _Learn(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # a graph of the backward pass is asked for
             return once_differentiable(_Learn.backward)(ctx, g)
+        if _autocast(g):  # as in `run`
+            with torch.autocast(g.device.type, enabled=False):
+                return _Learn.backward(ctx, g)
         job, (weight, *values) = ctx.job, ctx.saved_tensors
         tape = Tape(values, job.about)
         if weight is None:
             dx, neurons = job.run_by.backward(job.rule, tape, g)
             job.passed(g, dx, neurons)
             return dx, None
-        with torch.autocast(g.device.type, enabled=False):
-            dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
+        dx, dx_weights, d_weight, neurons = job.run_by.recurrent_backward(job.rule, tape, g, weight)
         job.passed(g, dx, neurons)
         return dx, None, d_weight, dx_weights if ctx.needs_input_grad[3] else None
 
